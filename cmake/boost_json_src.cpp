@@ -1,0 +1,2 @@
+// Boost.JSON's own sources, compiled here where Boost is present as headers without its compiled libraries.
+#include <boost/json/src.hpp>
