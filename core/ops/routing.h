@@ -1,0 +1,36 @@
+#pragma once
+
+#include "core/tensor.h"
+
+namespace switchyard::ops {
+
+/// Who computes what, on the device: the (token, expert) pairs of one layer, sorted by expert.
+///
+/// Legend: N tokens; H slots (the heads of SwitchHead, 1 for a feed-forward); R = N H rows, row n H + h being slot h of
+/// token n; each row has C choices (k of top-k, or all E for a mask); a *choice* is a row's j-th option, number r C + j.
+/// Every slot has experts of its own: expert e of slot h is number h E + e, experts = H E in all. A *pair* is a choice
+/// that is taken; pairs are sorted by expert, and by choice within an expert, so that every use is deterministic.
+struct RoutingPlan {
+  std::int64_t tokens = 0;   ///< N
+  std::int64_t slots = 1;    ///< H
+  std::int64_t choices = 0;  ///< C
+  std::int64_t experts = 0;  ///< H E
+  Tensor expert_offsets;     ///< i32 [experts + 1]: the pairs of expert e are expert_offsets[e] .. [e + 1] - 1
+  Tensor pair_to_choice;     ///< i32 [max_pairs()]: only the first expert_offsets[experts] entries are meaningful
+  Tensor choice_to_pair;     ///< i32 [max_pairs()]: -1 for a choice not taken
+
+  std::int64_t rows() const { return tokens * slots; }
+  /// Upper bound of the number of pairs, known to the host; the true number is expert_offsets[experts].
+  std::int64_t max_pairs() const { return tokens * slots * choices; }
+};
+
+/// The k best experts of each row: scores [..., E] -> i32 [..., k], best first, the lower index first among equals.
+/// `excluded` (bool, scores' shape, or undefined) marks experts that are chosen only when nothing else is left.
+Tensor top_k(const Tensor& scores, std::int64_t k, const Tensor& excluded = {});
+
+/// Plan from chosen experts: indices i32 [N, H, k] or [N, k] (H = 1), each in 0..experts_per_slot-1.
+RoutingPlan routing_plan(const Tensor& indices, std::int64_t experts_per_slot);
+/// Plan from a mask, bool [N, H, E] or [N, E]: every true entry is a pair (dynamic-k). Choice j of a row is expert j.
+RoutingPlan routing_plan_from_mask(const Tensor& mask);
+
+}  // namespace switchyard::ops

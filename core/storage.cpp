@@ -1,0 +1,74 @@
+#include "core/storage.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <new>
+
+#include "core/kernels/device.h"
+
+namespace switchyard {
+namespace {
+
+struct Counters {
+  std::atomic<std::size_t> current{0}, peak{0}, allocations{0};
+
+  void add(std::size_t bytes) {
+    const std::size_t now = current.fetch_add(bytes) + bytes;
+    std::size_t seen = peak.load();
+    while (now > seen && !peak.compare_exchange_weak(seen, now)) {
+    }
+    allocations.fetch_add(1);
+  }
+};
+
+Counters cpu_counters;
+
+constexpr std::size_t kAlignment = 64;  // a cache line and an AVX-512 register
+
+}  // namespace
+
+MemoryStatistics memory_statistics(Device device) {
+  if (device.is_cuda()) return cuda::memory_statistics(device);
+  return {cpu_counters.current.load(), cpu_counters.peak.load(), cpu_counters.allocations.load()};
+}
+
+void reset_peak_memory(Device device) {
+  if (device.is_cuda()) return cuda::reset_peak_memory(device);
+  cpu_counters.peak = cpu_counters.current.load();
+}
+
+Storage::Storage(std::byte* data, std::size_t bytes, Device device, std::shared_ptr<void> owner)
+    : data_(data), bytes_(bytes), device_(device), owner_(std::move(owner)) {}
+
+std::shared_ptr<Storage> Storage::allocate(std::size_t bytes, Device device) {
+  std::byte* data = nullptr;
+  if (bytes > 0) {
+    if (device.is_cuda()) {
+      data = static_cast<std::byte*>(cuda::allocate(bytes, device));
+    } else {
+      data = static_cast<std::byte*>(::operator new(bytes, std::align_val_t{kAlignment}, std::nothrow));
+      check(data != nullptr, "allocate: out of memory on cpu: ", bytes, " bytes wanted, ",
+            cpu_counters.current.load(), " bytes already in use");
+      cpu_counters.add(bytes);
+    }
+  }
+  return std::shared_ptr<Storage>(new Storage(data, bytes, device, nullptr));
+}
+
+std::shared_ptr<Storage> Storage::borrow(void* data, std::size_t bytes, std::shared_ptr<void> owner) {
+  check(owner != nullptr, "borrow: memory that is not owned by the block needs an owner");
+  return std::shared_ptr<Storage>(new Storage(static_cast<std::byte*>(data), bytes, Device::cpu(), std::move(owner)));
+}
+
+Storage::~Storage() {
+  if (owner_ || data_ == nullptr) return;
+  if (device_.is_cuda()) {
+    cuda::deallocate(data_, bytes_, device_);
+  } else {
+    ::operator delete(data_, std::align_val_t{kAlignment});
+    cpu_counters.current.fetch_sub(bytes_);
+  }
+}
+
+}  // namespace switchyard
