@@ -1,0 +1,57 @@
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <ostream>
+#include <string>
+#include <vector>
+
+namespace switchyard {
+
+/// What one kind of work has cost since the last reset_profile.
+struct ProfileEntry {
+  std::string name;
+  std::int64_t calls = 0;
+  double seconds = 0;            ///< with the scopes opened inside it
+  double exclusive_seconds = 0;  ///< without them; these add up to the time spent in outermost scopes
+  double flops = 0;              ///< as given by the callers, without the scopes opened inside
+};
+
+/// Turns collecting on or off for the whole process. It is off at the start and then costs one load per scope.
+void enable_profiler(bool on);
+void reset_profile();
+/// Everything collected so far, the largest exclusive time first.
+std::vector<ProfileEntry> profile();
+/// Prints profile() as a table: share of the time, seconds, calls and GFLOP/s by name.
+void print_profile(std::ostream& out);
+
+namespace detail {
+struct ProfileRecord;
+extern std::atomic<bool> profiler_on;
+}  // namespace detail
+
+/// Charges the time from here to the end of the block, and `flops`, to `name`. Scopes nest. The threads of a parallel
+/// loop share its wall time equally, and the scopes they open count as opened by whoever started the loop, so that
+/// shares stay shares of wall time.
+class ProfileScope {
+ public:
+  explicit ProfileScope(const char* name, double flops = 0) {
+    if (detail::profiler_on.load(std::memory_order_relaxed)) [[unlikely]] open(name, flops);
+  }
+  ~ProfileScope() {
+    if (record_) [[unlikely]] close();
+  }
+  ProfileScope(const ProfileScope&) = delete;
+  ProfileScope& operator=(const ProfileScope&) = delete;
+
+ private:
+  void open(const char* name, double flops);
+  void close();
+
+  detail::ProfileRecord* record_ = nullptr;
+  detail::ProfileRecord* parent_ = nullptr;
+  std::chrono::steady_clock::time_point start_;
+};
+
+}  // namespace switchyard
