@@ -8,6 +8,14 @@ namespace switchyard::ops {
 /// target is ignore_index. Any other target outside 0..V-1 throws on the CPU and gives NaN on a GPU.
 Tensor cross_entropy_per_row(const Tensor& logits, const Tensor& targets, std::int64_t ignore_index);
 
+struct CrossEntropyResult {
+  Tensor loss;     ///< rank 0, compute dtype: mean over the rows whose target is not ignore_index; 0 without any
+  Tensor dlogits;  ///< gradient of loss, logits' dtype; undefined unless wanted
+};
+/// Mean cross-entropy of logits [n, V] with targets i64 [n].
+CrossEntropyResult cross_entropy(const Tensor& logits, const Tensor& targets, std::int64_t ignore_index,
+                                 bool gradient_wanted);
+
 struct LinearCrossEntropyResult {
   Tensor loss;             ///< rank 0, compute dtype: mean over the rows whose target is not ignore_index
   Tensor dx, dw, dbias;    ///< gradients of loss; undefined unless wanted (dbias also where bias is undefined)

@@ -1,0 +1,60 @@
+#pragma once
+
+#include <string>
+
+namespace switchyard {
+
+/// True unless a NoGradGuard is alive on this thread.
+bool grad_enabled();
+
+/// While alive, ops on this thread record nothing and save nothing.
+class NoGradGuard {
+ public:
+  NoGradGuard();
+  ~NoGradGuard();
+  NoGradGuard(const NoGradGuard&) = delete;
+  NoGradGuard& operator=(const NoGradGuard&) = delete;
+
+ private:
+  bool previous_;
+};
+
+/// While alive, records again inside a NoGradGuard.
+class EnableGradGuard {
+ public:
+  EnableGradGuard();
+  ~EnableGradGuard();
+  EnableGradGuard(const EnableGradGuard&) = delete;
+  EnableGradGuard& operator=(const EnableGradGuard&) = delete;
+
+ private:
+  bool previous_;
+};
+
+/// While alive, every op of this thread checks its results, forward and backward, and the first that makes a NaN or an
+/// infinity throws an Error naming the op and the module it ran in. Slow: it reads every result.
+class AnomalyGuard {
+ public:
+  AnomalyGuard();
+  ~AnomalyGuard();
+  AnomalyGuard(const AnomalyGuard&) = delete;
+  AnomalyGuard& operator=(const AnomalyGuard&) = delete;
+
+ private:
+  bool previous_;
+};
+bool anomaly_enabled();
+
+/// Names the part of a model that runs while it is alive; scopes nest: "layers.3.attention".
+class NameScope {
+ public:
+  explicit NameScope(std::string name);
+  ~NameScope();
+  NameScope(const NameScope&) = delete;
+  NameScope& operator=(const NameScope&) = delete;
+
+  /// The names of all live scopes of this thread, joined by dots; empty outside any.
+  static std::string current();
+};
+
+}  // namespace switchyard
