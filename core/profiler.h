@@ -37,10 +37,12 @@ extern std::atomic<bool> profiler_on;
 class ProfileScope {
  public:
   explicit ProfileScope(const char* name, double flops = 0) {
-    if (detail::profiler_on.load(std::memory_order_relaxed)) [[unlikely]] open(name, flops);
+    if (detail::profiler_on.load(std::memory_order_relaxed)) [[unlikely]]
+      open(name, flops);
   }
   ~ProfileScope() {
-    if (record_) [[unlikely]] close();
+    if (record_) [[unlikely]]
+      close();
   }
   ProfileScope(const ProfileScope&) = delete;
   ProfileScope& operator=(const ProfileScope&) = delete;
@@ -50,7 +52,7 @@ class ProfileScope {
   void close();
 
   detail::ProfileRecord* record_ = nullptr;
-  detail::ProfileRecord* parent_ = nullptr;
+  detail::ProfileRecord* enclosing_ = nullptr;  // on this thread
   std::chrono::steady_clock::time_point start_;
 };
 
