@@ -31,51 +31,6 @@ function(switchyard_use name)
   endif()
 endfunction()
 
-# Puts the CUDA backend into switchyard_core, or its stand-in that throws a clear error. Core and backend link as one,
-# because each calls the other.
-function(switchyard_cuda_backend)
-  file(GLOB_RECURSE kernels CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/cuda/*.cu)
-  file(GLOB_RECURSE host_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/cuda/*.cpp)
-  set(stub ${PROJECT_SOURCE_DIR}/cuda/stub.cpp)
-  list(REMOVE_ITEM host_sources ${stub})
-
-  set(build_cuda OFF)
-  if(NOT SWITCHYARD_CUDA)
-    switchyard_report(OUT "CUDA" "switched off, the cuda preset builds it (make cuda)")
-  else()
-    include(CheckLanguage)
-    check_language(CUDA)
-    if(NOT CMAKE_CUDA_COMPILER AND NOT SWITCHYARD_CUDA STREQUAL "AUTO")
-      message(FATAL_ERROR "SWITCHYARD_CUDA=ON but nvcc was not found: install the CUDA Toolkit and put its bin folder in PATH")
-    elseif(NOT CMAKE_CUDA_COMPILER)
-      switchyard_report(OUT "CUDA" "nvcc not found (install the CUDA Toolkit and put its bin folder in PATH)")
-    elseif(NOT kernels)
-      switchyard_report(OUT "CUDA" "cuda/ holds no kernels yet")
-    else()
-      set(build_cuda ON)
-    endif()
-  endif()
-
-  if(NOT build_cuda)
-    if(EXISTS ${stub})
-      target_sources(switchyard_core PRIVATE ${stub})
-    endif()
-    return()
-  endif()
-  set(CMAKE_CUDA_ARCHITECTURES OFF) # the -gencode flags below say it: CMake 3.25 does not know 90a
-  set(CMAKE_CUDA_STANDARD 20)
-  enable_language(CUDA)
-  find_package(CUDAToolkit REQUIRED)
-  target_sources(switchyard_core PRIVATE ${kernels} ${host_sources})
-  set_target_properties(switchyard_core PROPERTIES CUDA_ARCHITECTURES OFF CUDA_STANDARD 20)
-  target_compile_options(
-    switchyard_core
-    PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--generate-code=arch=compute_80,code=sm_80
-            --generate-code=arch=compute_90a,code=sm_90a --expt-relaxed-constexpr>)
-  target_link_libraries(switchyard_core PUBLIC CUDA::cudart CUDA::cublas CUDA::cublasLt)
-  switchyard_report(IN "CUDA" "${CUDAToolkit_VERSION}, for sm_80 and sm_90a")
-endfunction()
-
 # One program per examples/*.cpp, in <build>/bin.
 function(switchyard_examples)
   file(GLOB examples CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/examples/*.cpp)
