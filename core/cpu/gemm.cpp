@@ -31,12 +31,11 @@ int blas_int(std::int64_t size) {
 
 template <class T>
 BlasOperand blas_operand(const MatrixView<T>& x, std::int64_t rows, std::int64_t columns) {
-  // An axis of size 1 is never stepped along, so its stride may be anything.
-  const bool row_major = columns == 1 || (x.column_stride == 1 && (rows == 1 || x.row_stride >= columns));
-  if (row_major) return {CblasNoTrans, blas_int(rows == 1 ? columns : std::max(x.row_stride, columns))};
-  check(rows == 1 || (x.row_stride == 1 && x.column_stride >= rows), "matmul: strides ", x.row_stride, " and ",
+  if (x.column_stride == 1 && (rows == 1 || x.row_stride >= columns))
+    return {CblasNoTrans, blas_int(rows == 1 ? columns : x.row_stride)};
+  check((rows == 1 || x.row_stride == 1) && x.column_stride >= rows, "matmul: strides ", x.row_stride, " and ",
         x.column_stride, " of a ", rows, " x ", columns, " matrix: one must be 1, the other span that axis");
-  return {CblasTrans, blas_int(std::max(x.column_stride, rows))};
+  return {CblasTrans, blas_int(x.column_stride)};
 }
 
 template <class T>
@@ -127,6 +126,8 @@ void gemm(std::int64_t m, std::int64_t n, std::int64_t k, double alpha, MatrixVi
           C* c, std::int64_t c_row_stride) {
   if (m == 0 || n == 0) return;
   if (k == 0) return scale_rows(m, n, beta, c, c_row_stride);
+  if (k == 1) a.column_stride = 1;  // an axis of size 1 is never stepped along
+  if (n == 1) b.column_stride = 1;
   const ProfileScope scope("gemm", 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k));
   if constexpr (std::is_same_v<T, bfloat16>) {
     bf16_gemm(m, n, k, static_cast<float>(alpha), a, b, static_cast<float>(beta), c, c_row_stride);

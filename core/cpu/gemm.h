@@ -6,8 +6,8 @@
 
 namespace switchyard::cpu {
 
-/// A matrix operand as it lies in memory: element (i, j) is data[i * row_stride + j * column_stride]. One of the
-/// strides is 1 and the other at least the size of the first one's axis (whatever it is where its own axis has size 1).
+/// A matrix operand as it lies in memory: element (i, j) is data[i * row_stride + j * column_stride]. One stride is 1
+/// and the other at least the size of that axis; along an axis of size 1 it may be anything.
 template <class T>
 struct MatrixView {
   const T* data;
