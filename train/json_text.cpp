@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <boost/json/basic_parser_impl.hpp>
-#include <boost/json/parser.hpp>
 #include <boost/json/serialize.hpp>
+#include <boost/json/value_stack.hpp>
+#include <charconv>
 #include <set>
+#include <utility>
 #include <vector>
 
 #include "core/error.h"
@@ -16,9 +18,9 @@ namespace json = boost::json;
 
 constexpr std::size_t kDeepestNesting = 32;
 
-/// Listens to the parser and stops it at a key that its object already has: the parser itself would keep the last
-/// value and say nothing.
-class DuplicateKeyHandler {
+/// Builds the value like Boost's own parser, which would keep the last of two equal keys and say nothing, and which
+/// (before Boost 1.84) may miss the nearest double by one unit in the last place.
+class ValueBuilder {
  public:
   static constexpr std::size_t max_object_size = std::size_t(-1);
   static constexpr std::size_t max_array_size = std::size_t(-1);
@@ -26,38 +28,54 @@ class DuplicateKeyHandler {
   static constexpr std::size_t max_string_size = std::size_t(-1);
   using Code = json::error_code;
 
-  const std::string& duplicate() const { return duplicate_; }
+  ValueBuilder() { values_.reset(); }
+  json::value release() { return values_.release(); }
+  bool found_duplicate() const { return found_duplicate_; }
+  const std::string& last_key() const { return key_; }
 
-  bool on_object_begin(Code&) { return keys_.emplace_back(), true; }
-  bool on_object_end(std::size_t, Code&) { return keys_.pop_back(), true; }
-  bool on_key_part(json::string_view part, std::size_t, Code&) { return key_.append(part.data(), part.size()), true; }
-  bool on_key(json::string_view part, std::size_t, Code& code) {
-    key_.append(part.data(), part.size());
-    if (!keys_.back().insert(key_).second) {
-      duplicate_ = key_;
-      code = json::make_error_code(json::error::exception);
-      return false;
-    }
-    return key_.clear(), true;
-  }
   bool on_document_begin(Code&) { return true; }
   bool on_document_end(Code&) { return true; }
+  bool on_object_begin(Code&) { return keys_.emplace_back(), true; }
+  bool on_object_end(std::size_t size, Code&) { return keys_.pop_back(), values_.push_object(size), true; }
   bool on_array_begin(Code&) { return true; }
-  bool on_array_end(std::size_t, Code&) { return true; }
-  bool on_string_part(json::string_view, std::size_t, Code&) { return true; }
-  bool on_string(json::string_view, std::size_t, Code&) { return true; }
-  bool on_number_part(json::string_view, Code&) { return true; }
-  bool on_int64(std::int64_t, json::string_view, Code&) { return true; }
-  bool on_uint64(std::uint64_t, json::string_view, Code&) { return true; }
-  bool on_double(double, json::string_view, Code&) { return true; }
-  bool on_bool(bool, Code&) { return true; }
-  bool on_null(Code&) { return true; }
+  bool on_array_end(std::size_t size, Code&) { return values_.push_array(size), true; }
+  bool on_key_part(json::string_view part, std::size_t, Code&) { return text_.append(part.data(), part.size()), true; }
+  bool on_key(json::string_view part, std::size_t, Code& code) {
+    text_.append(part.data(), part.size());
+    key_ = std::exchange(text_, {});
+    values_.push_key(key_);
+    found_duplicate_ = !keys_.back().insert(key_).second;
+    if (found_duplicate_) code = json::make_error_code(json::error::exception);
+    return !found_duplicate_;
+  }
+  bool on_string_part(json::string_view part, std::size_t, Code&) {
+    return text_.append(part.data(), part.size()), true;
+  }
+  bool on_string(json::string_view part, std::size_t, Code&) {
+    text_.append(part.data(), part.size());
+    return values_.push_string(std::exchange(text_, {})), true;
+  }
+  bool on_number_part(json::string_view part, Code&) { return text_.append(part.data(), part.size()), true; }
+  bool on_int64(std::int64_t value, json::string_view, Code&) { return text_.clear(), values_.push_int64(value), true; }
+  bool on_uint64(std::uint64_t value, json::string_view, Code&) {
+    return text_.clear(), values_.push_uint64(value), true;
+  }
+  bool on_double(double value, json::string_view part, Code&) {
+    text_.append(part.data(), part.size());
+    double exact = value;
+    if (std::from_chars(text_.data(), text_.data() + text_.size(), exact).ec != std::errc()) exact = value;
+    return text_.clear(), values_.push_double(exact), true;
+  }
+  bool on_bool(bool value, Code&) { return values_.push_bool(value), true; }
+  bool on_null(Code&) { return values_.push_null(), true; }
   bool on_comment_part(json::string_view, Code&) { return true; }
   bool on_comment(json::string_view, Code&) { return true; }
 
  private:
-  std::vector<std::set<std::string>> keys_;
-  std::string key_, duplicate_;
+  json::value_stack values_;
+  std::vector<std::set<std::string>> keys_;  // of the objects that are open
+  std::string text_, key_;
+  bool found_duplicate_ = false;
 };
 
 /// `line 3, column 5` of a byte offset.
@@ -118,18 +136,14 @@ json::value parse_json(std::string_view text, const std::string& source) {
   options.max_depth = kDeepestNesting;
   json::error_code code;
 
-  json::basic_parser<DuplicateKeyHandler> scan(options);
-  const std::size_t scanned = scan.write_some(false, text.data(), text.size(), code);
-  if (!scan.handler().duplicate().empty() || code == json::error::exception)
-    fail(source, ": ", position_of(text, scanned), ": key ",
-         json::serialize(json::value(json::string(scan.handler().duplicate()))), " is given twice");
-  if (code) fail_at(text, scanned, source, code);
-  if (scanned < text.size()) fail_at(text, scanned, source, json::make_error_code(json::error::extra_data));
-
-  json::parser parser({}, options);
-  parser.write(text.data(), text.size(), code);
-  if (code) fail_at(text, text.size(), source, code);
-  return parser.release();
+  json::basic_parser<ValueBuilder> parser(options);
+  const std::size_t parsed = parser.write_some(false, text.data(), text.size(), code);
+  if (parser.handler().found_duplicate())
+    fail(source, ": ", position_of(text, parsed), ": key ",
+         json::serialize(json::value(json::string(parser.handler().last_key()))), " is given twice");
+  if (code) fail_at(text, parsed, source, code);
+  if (parsed < text.size()) fail_at(text, parsed, source, json::make_error_code(json::error::extra_data));
+  return parser.handler().release();
 }
 
 std::string pretty_json(const json::value& value) {
