@@ -4,76 +4,17 @@
 #include <type_traits>
 #include <utility>
 
-#include "core/cpu/convert.h"
+#include "core/cpu/blocks.h"
 #include "core/cpu/strided.h"
 #include "core/cpu/vector_math.h"
 
-// Every loop here runs over dense blocks in the type it computes in. Operands of other dtypes and strides pass through
-// block-sized buffers, so each operation is compiled once per compute type.
 namespace switchyard::cpu {
 namespace {
 
 using ops::Binary;
 using ops::Unary;
 
-constexpr std::int64_t kBlock = 512;
 constexpr std::int64_t kGrain = 16384;
-
-/// One operand of a loop, and how far it moves per element of a run.
-struct Operand {
-  const Tensor& tensor;
-  std::int64_t stride;
-};
-
-/// Reads one operand as elements of type A: in place where it is that already, else through the buffer.
-template <class A>
-class Reader {
- public:
-  Reader(const Operand& operand)
-      : bytes_(operand.tensor.raw()),
-        size_(static_cast<std::int64_t>(size_of(operand.tensor.dtype()))),
-        stride_(operand.stride),
-        in_place_(operand.stride == 1 && operand.tensor.dtype() == dtype_of<A>()),
-        convert_(convert_function(operand.tensor.dtype(), dtype_of<A>())) {}
-
-  const A* read(std::int64_t offset, std::int64_t count) {
-    const std::byte* from = bytes_ + offset * size_;
-    if (in_place_) return reinterpret_cast<const A*>(from);
-    convert_(from, stride_, reinterpret_cast<std::byte*>(buffer_), 1, count);
-    return buffer_;
-  }
-
- private:
-  const std::byte* bytes_;
-  std::int64_t size_, stride_;
-  bool in_place_;
-  ConvertFunction convert_;
-  alignas(64) A buffer_[kBlock];
-};
-
-/// Writes the output likewise: compute into target(), then call flush().
-template <class A>
-class Writer {
- public:
-  Writer(const Operand& operand)
-      : bytes_(operand.tensor.raw()),
-        size_(static_cast<std::int64_t>(size_of(operand.tensor.dtype()))),
-        stride_(operand.stride),
-        in_place_(operand.stride == 1 && operand.tensor.dtype() == dtype_of<A>()),
-        convert_(convert_function(dtype_of<A>(), operand.tensor.dtype())) {}
-
-  A* target(std::int64_t offset) { return in_place_ ? reinterpret_cast<A*>(bytes_ + offset * size_) : buffer_; }
-  void flush(std::int64_t offset, std::int64_t count) {
-    if (!in_place_) convert_(reinterpret_cast<const std::byte*>(buffer_), 1, bytes_ + offset * size_, stride_, count);
-  }
-
- private:
-  std::byte* bytes_;
-  std::int64_t size_, stride_;
-  bool in_place_;
-  ConvertFunction convert_;
-  alignas(64) A buffer_[kBlock];
-};
 
 template <class A>
 struct As {
