@@ -1,0 +1,84 @@
+#include "core/ops/routing.h"
+
+#include <limits>
+
+#include "core/kernels/routing.h"
+#include "core/ops/dispatch.h"
+
+namespace switchyard::ops {
+
+namespace {
+
+/// [N, H, C] or [N, C] (one slot).
+struct RowShape {
+  std::int64_t tokens, slots, choices;
+};
+
+RowShape row_shape(const char* op, const char* name, const Tensor& x) {
+  check(x.rank() == 2 || x.rank() == 3, op, ": ", name, " must be [N, C] or [N, H, C], got ", x.shape());
+  return {x.size(0), x.rank() == 3 ? x.size(1) : 1, x.size(-1)};
+}
+
+RoutingPlan empty_plan(const char* op, const RowShape& rows, std::int64_t experts_per_slot, Device device) {
+  RoutingPlan plan;
+  plan.tokens = rows.tokens;
+  plan.slots = rows.slots;
+  plan.choices = rows.choices;
+  plan.experts = rows.slots * experts_per_slot;
+  constexpr std::int64_t kLimit = std::numeric_limits<std::int32_t>::max();
+  check(plan.max_pairs() <= kLimit && plan.experts < kLimit, op, ": ", plan.max_pairs(), " choices of ", plan.experts,
+        " experts do not fit 32-bit pair numbers");
+  plan.expert_offsets = Tensor::empty({plan.experts + 1}, DType::i32, device);
+  plan.pair_to_choice = Tensor::empty({plan.max_pairs()}, DType::i32, device);
+  plan.choice_to_pair = Tensor::empty({plan.max_pairs()}, DType::i32, device);
+  return plan;
+}
+
+}  // namespace
+
+Tensor top_k(const Tensor& scores, std::int64_t k, const Tensor& excluded) {
+  check(scores.defined() && scores.rank() >= 1, "top_k: scores must have at least one axis");
+  check(is_floating(scores.dtype()), "top_k: scores must be floating, got ", scores.dtype());
+  const std::int64_t experts = scores.size(-1);
+  check(k >= 1 && k <= experts, "top_k: k = ", k, " is not in 1..", experts, ", the last size of scores ",
+        scores.shape());
+  if (excluded.defined()) {
+    check(excluded.dtype() == DType::boolean, "top_k: excluded must be bool, got ", excluded.dtype());
+    check(excluded.shape() == scores.shape(), "top_k: excluded has shape ", excluded.shape(), ", scores have ",
+          scores.shape());
+    check(excluded.device() == scores.device(), "top_k: excluded is on ", excluded.device(), ", scores on ",
+          scores.device());
+  }
+  Shape shape = scores.shape();
+  shape.back() = k;
+  const Tensor indices = Tensor::empty(shape, DType::i32, scores.device());
+  if (indices.numel() == 0) return indices;
+  const std::int64_t rows = scores.numel() / experts;
+  const Tensor flat_excluded = excluded.defined() ? excluded.contiguous().view({rows, experts}) : Tensor{};
+  SWITCHYARD_DISPATCH(scores.device(), top_k, scores.contiguous().view({rows, experts}), flat_excluded,
+                      indices.view({rows, k}));
+  return indices;
+}
+
+RoutingPlan routing_plan(const Tensor& indices, std::int64_t experts_per_slot) {
+  check(indices.defined() && indices.dtype() == DType::i32, "routing_plan: indices must be i32, got ",
+        indices.defined() ? name_of(indices.dtype()) : "an undefined tensor");
+  check(experts_per_slot >= 1, "routing_plan: experts_per_slot = ", experts_per_slot, ", expected at least 1");
+  const RowShape rows = row_shape("routing_plan", "indices", indices);
+  const RoutingPlan plan = empty_plan("routing_plan", rows, experts_per_slot, indices.device());
+  const Tensor flat = indices.contiguous().view({plan.rows(), plan.choices});
+  SWITCHYARD_DISPATCH(indices.device(), build_routing_plan, flat, Tensor{}, plan);
+  return plan;
+}
+
+RoutingPlan routing_plan_from_mask(const Tensor& mask) {
+  check(mask.defined() && mask.dtype() == DType::boolean, "routing_plan_from_mask: the mask must be bool, got ",
+        mask.defined() ? name_of(mask.dtype()) : "an undefined tensor");
+  const RowShape rows = row_shape("routing_plan_from_mask", "the mask", mask);
+  const RoutingPlan plan = empty_plan("routing_plan_from_mask", rows, rows.choices, mask.device());
+  const Tensor flat = mask.contiguous().view({plan.rows(), plan.choices});
+  SWITCHYARD_DISPATCH(mask.device(), build_routing_plan, Tensor{}, flat, plan);
+  return plan;
+}
+
+}  // namespace switchyard::ops
