@@ -1,0 +1,89 @@
+#include "nn/position.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+
+#include "autograd/ops/matmul.h"
+#include "autograd/ops/shape.h"
+#include "core/ops/norm.h"
+
+namespace switchyard::nn {
+namespace {
+
+/// Tables grow by doubling, so that decoding token by token seldom makes new ones.
+std::int64_t table_size(std::int64_t needed) {
+  return static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(std::max<std::int64_t>(needed, 64))));
+}
+
+}  // namespace
+
+Tensor sinusoid_table(std::int64_t lowest, std::int64_t highest, std::int64_t width, DType dtype, Device device) {
+  check(lowest <= highest && width > 0, "sinusoid_table: positions ", lowest, " to ", highest, ", width ", width);
+  std::vector<double> frequency(static_cast<std::size_t>((width + 1) / 2));
+  for (std::size_t c = 0; c < frequency.size(); ++c)
+    frequency[c] = std::pow(10000.0, -2.0 * static_cast<double>(c) / static_cast<double>(width));
+  std::vector<double> values;
+  values.reserve(static_cast<std::size_t>((highest - lowest + 1) * width));
+  for (std::int64_t n = lowest; n <= highest; ++n) {
+    for (std::int64_t channel = 0; channel < width; ++channel) {
+      const double angle = static_cast<double>(n) * frequency[static_cast<std::size_t>(channel / 2)];
+      values.push_back(channel % 2 == 0 ? std::sin(angle) : std::cos(angle));
+    }
+  }
+  return Tensor::from(values, {highest - lowest + 1, width}).to(dtype).to(device);
+}
+
+PositionEncoding::PositionEncoding(const PositionOptions& options, std::int64_t width, std::int64_t heads,
+                                   std::int64_t head_width, const Initializer& init, Generator& generator)
+    : options_(options), width_(width), heads_(heads), head_width_(head_width) {
+  if (options.kind == PositionKind::rope) {
+    check(options.fraction >= 0 && options.fraction <= 1, "PositionEncoding: fraction ", options.fraction,
+          ", expected 0 to 1");
+    check(options.base > 0, "PositionEncoding: base ", options.base, ", expected more than 0");
+    rotated_ = static_cast<std::int64_t>(std::floor(options.fraction * static_cast<double>(head_width)));
+    check(rotated_ % 2 == 0, "PositionEncoding: ", rotated_, " rotated channels of head width ", head_width,
+          " (fraction ", options.fraction, "), expected an even number");
+  } else if (options.kind == PositionKind::xl) {
+    projection_ = register_parameter("projection.weight", init({heads * head_width, width}, generator));
+  }
+}
+
+const ops::RopeTables& PositionEncoding::rope_tables(std::int64_t positions, DType dtype, Device device) {
+  const Tensor& table = rope_.cosine;
+  if (!table.defined() || table.size(0) < positions || table.dtype() != dtype || table.device() != device)
+    rope_ = ops::rope_tables(table_size(positions), rotated_, options_.base, dtype, device);
+  return rope_;
+}
+
+Tensor PositionEncoding::sinusoids(std::int64_t lowest, std::int64_t highest, DType dtype, Device device) {
+  const bool usable = sinusoids_.defined() && sinusoids_.dtype() == dtype && sinusoids_.device() == device;
+  if (!usable || lowest < sinusoids_lowest_ || highest >= sinusoids_lowest_ + sinusoids_.size(0)) {
+    sinusoids_lowest_ = lowest < 0 ? -table_size(-lowest) : lowest;
+    sinusoids_ = sinusoid_table(sinusoids_lowest_, highest, width_, dtype, device);
+  }
+  return sinusoids_.slice(0, lowest - sinusoids_lowest_, highest - sinusoids_lowest_ + 1);
+}
+
+PositionEncoding::Encoded PositionEncoding::encode(const Variable& query, const Variable& key,
+                                                   const ops::AttentionOptions& options) {
+  Encoded encoded{query, key, {}, options};
+  const std::int64_t queries = query.size(1), keys = key.size(1), offset = options.query_offset;
+  const DType table_dtype = ops::compute_dtype(query.dtype());
+  if (options_.kind == PositionKind::rope && rotated_ > 0) {
+    const ops::RopeTables& tables = rope_tables(std::max(offset + queries, keys), table_dtype, query.device());
+    encoded.query = rope(query, tables, offset);
+    encoded.key = rope(key, tables);
+  } else if (options_.kind == PositionKind::xl) {
+    // The last query and the first key are furthest apart; a causal query sees nothing ahead of it.
+    const std::int64_t lowest = -(offset + queries - 1);
+    const std::int64_t highest = options.causal ? 0 : std::max<std::int64_t>(keys - 1 - offset, 0);
+    const Tensor table = sinusoids(lowest, highest, table_dtype, query.device()).to(query.dtype());
+    encoded.position_key =
+        reshape(linear(Variable(table), projection_), {highest - lowest + 1, heads_, head_width_});
+    encoded.options.position_zero = -lowest;
+  }
+  return encoded;
+}
+
+}  // namespace switchyard::nn

@@ -1,0 +1,189 @@
+#include "nn/transformer.h"
+
+#include "autograd/grad_mode.h"
+#include "autograd/ops/elementwise.h"
+#include "autograd/ops/loss.h"
+#include "autograd/ops/matmul.h"
+#include "autograd/ops/shape.h"
+#include "autograd/recompute.h"
+#include "core/ops/index.h"
+
+namespace switchyard::nn {
+namespace {
+
+/// Sum of two regularisers, either of which may be none.
+Variable add_regularizers(const Variable& a, const Variable& b) {
+  if (!a.defined()) return b;
+  return b.defined() ? a + b : a;
+}
+
+/// The last `length` tokens of `past` (or none) followed by `inputs`, in memory of their own.
+Tensor last_tokens(const Tensor& past, const Tensor& inputs, std::int64_t length) {
+  const Tensor all = past.defined() ? ops::concat({past, inputs}, 1) : inputs;
+  return all.slice(1, std::max<std::int64_t>(all.size(1) - length, 0), all.size(1)).clone();
+}
+
+}  // namespace
+
+TransformerBlock::TransformerBlock(std::unique_ptr<Norm> attention_norm, std::unique_ptr<AttentionLayer> attention,
+                                   std::unique_ptr<Norm> feed_forward_norm,
+                                   std::unique_ptr<FeedForwardLayer> feed_forward, double dropout)
+    : attention_norm_(std::move(attention_norm)),
+      attention_(std::move(attention)),
+      feed_forward_norm_(std::move(feed_forward_norm)),
+      feed_forward_(std::move(feed_forward)),
+      dropout_(dropout) {
+  check(attention_norm_ && attention_ && feed_forward_norm_ && feed_forward_, "TransformerBlock: a layer is missing");
+  register_module("attention_norm", *attention_norm_);
+  register_module("attention", *attention_);
+  register_module("feed_forward_norm", *feed_forward_norm_);
+  register_module("feed_forward", *feed_forward_);
+  register_module("dropout", dropout_);
+}
+
+LayerOutput TransformerBlock::forward(const Variable& x, const BlockArguments& arguments) {
+  AttentionArguments attention_arguments;
+  attention_arguments.cache = arguments.cache;
+  attention_arguments.inspection = arguments.inspection;
+  LayerOutput attended;
+  {
+    NameScope scope("attention");
+    const Variable normed = attention_norm_->forward(x);
+    if (arguments.memory.defined()) {
+      check(!arguments.cache, "TransformerBlock: a segment memory and a KV cache cannot be combined");
+      attention_arguments.key_source = concat({attention_norm_->forward(Variable(arguments.memory)), normed}, 1);
+    }
+    attended = attention_->forward(normed, attention_arguments);
+  }
+  const Variable middle = x + dropout_.forward(attended.output);
+  LayerOutput fed;
+  {
+    NameScope scope("feed_forward");
+    fed = feed_forward_->forward(feed_forward_norm_->forward(middle));
+  }
+  return {middle + dropout_.forward(fed.output), add_regularizers(attended.regularizer, fed.regularizer)};
+}
+
+LanguageModel::LanguageModel(const LanguageModelOptions& options,
+                             std::vector<std::unique_ptr<TransformerBlock>> blocks, Generator& generator)
+    : options_(options),
+      embedding_(options.vocabulary_size, options.width, options.embedding_init, generator),
+      dropout_(options.dropout),
+      blocks_(std::move(blocks)),
+      final_norm_(make_norm(options.norm, options.width, options.norm_epsilon)) {
+  register_module("embedding", embedding_);
+  register_module("dropout", dropout_);
+  for (std::size_t i = 0; i < blocks_.size(); ++i) {
+    check(blocks_[i] != nullptr, "LanguageModel: block ", i, " is missing");
+    register_module("layers." + std::to_string(i), *blocks_[i]);
+  }
+  register_module("final_norm", *final_norm_);
+  const Shape shape = {options.vocabulary_size, options.width};
+  if (!options.tie_embeddings)
+    output_weight_ = register_parameter("output.weight", options.output_init(shape, generator));
+  if (options.output_bias)
+    output_bias_ = register_parameter("output.bias", Tensor::zeros({options.vocabulary_size}), false);
+}
+
+const Variable& LanguageModel::output_weight() const {
+  return output_weight_.defined() ? output_weight_ : embedding_.weight();
+}
+
+Variable LanguageModel::embed(const Tensor& tokens) const {
+  check(tokens.defined() && tokens.rank() == 2 && tokens.dtype() == DType::i64,
+        "LanguageModel: expected tokens i64 [batch, tokens], got ",
+        tokens.defined() ? name_of(tokens.dtype()) : "none", " ", tokens.shape());
+  NameScope scope("embedding");
+  return dropout_.forward(embedding_.forward(tokens));
+}
+
+LayerOutput LanguageModel::run_block(std::size_t index, const Variable& x, const BlockArguments& arguments) {
+  // The scope belongs inside: a recomputed block runs again, in the backward pass.
+  const auto run = [this, index, arguments](const Variable& input) {
+    NameScope scope("layers." + std::to_string(index));
+    return blocks_[index]->forward(input, arguments);
+  };
+  if (!options_.recompute || !grad_enabled()) return run(x);
+  const Variables results = recompute(
+      [run](const Variables& inputs) {
+        const LayerOutput out = run(inputs[0]);
+        return out.regularizer.defined() ? Variables{out.output, out.regularizer} : Variables{out.output};
+      },
+      {x});
+  return {results[0], results.size() > 1 ? results[1] : Variable()};
+}
+
+LayerOutput LanguageModel::hidden(const Tensor& tokens, SegmentMemory* memory) {
+  const bool has_past = memory && !memory->inputs.empty();
+  if (memory) {
+    check(memory->length > 0, "LanguageModel: a segment memory needs a length of at least 1, got ", memory->length);
+    check(!has_past || (memory->inputs.size() == blocks_.size() && memory->inputs[0].size(0) == tokens.size(0)),
+          "LanguageModel: the segment memory belongs to another model or batch size; clear() it first");
+  }
+  Variable x = embed(tokens);
+  Variable regularizer;
+  std::vector<Tensor> kept;
+  for (std::size_t i = 0; i < blocks_.size(); ++i) {
+    BlockArguments arguments;
+    if (has_past) arguments.memory = memory->inputs[i];
+    if (memory) kept.push_back(last_tokens(arguments.memory, x.data(), memory->length));
+    const LayerOutput out = run_block(i, x, arguments);
+    x = out.output;
+    regularizer = add_regularizers(regularizer, out.regularizer);
+  }
+  if (memory) memory->inputs = std::move(kept);
+  NameScope scope("final_norm");
+  return {final_norm_->forward(x), regularizer};
+}
+
+Variable LanguageModel::project(const Variable& hidden) const {
+  NameScope scope("output");
+  return linear(hidden, output_weight(), output_bias_);
+}
+
+Variable LanguageModel::logits(const Tensor& tokens, SegmentMemory* memory) {
+  return project(hidden(tokens, memory).output);
+}
+
+LanguageModelLoss LanguageModel::loss(const Tensor& tokens, const Tensor& targets, std::int64_t ignore_index,
+                                      SegmentMemory* memory) {
+  check(targets.defined() && targets.shape() == tokens.shape(), "LanguageModel: targets ", targets.shape(),
+        " for tokens ", tokens.shape());
+  const LayerOutput out = hidden(tokens, memory);
+  NameScope scope("output");
+  const std::int64_t rows = tokens.numel();
+  const Variable cross_entropy = linear_cross_entropy(reshape(out.output, {rows, options_.width}), output_weight(),
+                                                      output_bias_, targets.reshape({rows}), ignore_index);
+  if (!out.regularizer.defined()) return {cross_entropy, cross_entropy, {}};
+  return {cross_entropy + cast(out.regularizer, cross_entropy.dtype()), cross_entropy, out.regularizer};
+}
+
+Tensor LanguageModel::decode(const Tensor& tokens, DecodingState& state, bool last_only) {
+  NoGradGuard no_grad;
+  check(state.layers.empty() || state.layers.size() == blocks_.size(), "LanguageModel: the decoding state has ",
+        state.layers.size(), " layers, the model ", blocks_.size());
+  check(tokens.numel() > 0, "LanguageModel: decode needs at least one token, got ", tokens.shape());
+  Variable x = embed(tokens);
+  state.layers.resize(blocks_.size());
+  for (std::size_t i = 0; i < blocks_.size(); ++i) {
+    BlockArguments arguments;
+    arguments.cache = &state.layers[i];
+    x = run_block(i, x, arguments).output;
+  }
+  if (last_only) x = slice(x, 1, tokens.size(1) - 1, tokens.size(1));
+  return project(final_norm_->forward(x)).data();
+}
+
+std::vector<AttentionInspection> LanguageModel::inspect(const Tensor& tokens) {
+  NoGradGuard no_grad;
+  std::vector<AttentionInspection> inspections(blocks_.size());
+  Variable x = embed(tokens);
+  for (std::size_t i = 0; i < blocks_.size(); ++i) {
+    BlockArguments arguments;
+    arguments.inspection = &inspections[i];
+    x = run_block(i, x, arguments).output;
+  }
+  return inspections;
+}
+
+}  // namespace switchyard::nn
