@@ -1,0 +1,173 @@
+#include "moe/switch_head.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "autograd/grad_mode.h"
+#include "autograd/ops/elementwise.h"
+#include "autograd/ops/expert_matmul.h"
+#include "autograd/ops/matmul.h"
+#include "autograd/ops/shape.h"
+#include "core/ops/norm.h"
+
+namespace switchyard::moe {
+namespace {
+
+constexpr std::array kProjections = {ProjectionKind::query, ProjectionKind::key, ProjectionKind::value,
+                                     ProjectionKind::output};
+
+/// The names of parameters and of inspection records.
+std::string full_name(ProjectionKind kind) {
+  constexpr std::array<const char*, 4> kNames = {"query", "key", "value", "output"};
+  return kNames[static_cast<std::size_t>(kind)];
+}
+
+SwitchHeadOptions completed(SwitchHeadOptions options) {
+  check(options.width >= 1, "SwitchHead: width is ", options.width, ", expected at least 1");
+  check(options.heads >= 1, "SwitchHead: heads is ", options.heads, ", expected at least 1");
+  check(options.head_width > 0 || (options.head_width == 0 && options.width % options.heads == 0),
+        "SwitchHead: head_width is ", options.head_width, ", expected at least 1, or 0 with heads that divide the width ",
+        options.width);
+  check(options.experts >= 1, "SwitchHead: experts is ", options.experts, ", expected at least 1");
+  check(options.selection == SelectionKind::sigmoid || options.selection == SelectionKind::softmax,
+        "SwitchHead: selection is ", name_of(options.selection), ", expected sigmoid or softmax");
+  if (options.head_width == 0) options.head_width = options.width / options.heads;
+  return options;
+}
+
+bool listed(const SwitchHeadOptions& options, ProjectionKind kind) {
+  return std::find(options.experts_on.begin(), options.experts_on.end(), kind) != options.experts_on.end();
+}
+
+RouterOptions router_options(const SwitchHeadOptions& options) {
+  RouterOptions router;
+  router.width = options.width;
+  router.slots = options.heads;
+  router.experts = options.experts;
+  router.k = options.k;
+  router.selection = options.selection;
+  router.expert_dropout = options.expert_dropout;
+  router.entropy_regularizer = options.entropy_regularizer;
+  router.init_scale = options.init_scale;
+  return router;
+}
+
+}  // namespace
+
+HeadProjection::HeadProjection(ProjectionKind kind, const SwitchHeadOptions& options, Generator& generator)
+    : is_output_(kind == ProjectionKind::output), heads_(options.heads) {
+  const std::int64_t all_heads = options.heads * options.head_width;
+  const std::int64_t inputs = is_output_ ? all_heads : options.width;
+  const std::int64_t outputs = is_output_ ? options.width : all_heads;
+  const nn::Initializer init = nn::init::normal(options.init_scale / std::sqrt(static_cast<double>(inputs)));
+  const bool experts = options.experts > 1 && listed(options, kind);
+  const std::int64_t count = options.heads * options.experts;
+  const Shape of_experts = is_output_ ? Shape{count, options.head_width, options.width}
+                                      : Shape{count, options.width, options.head_width};
+  weight_ = register_parameter("weight", init(experts ? of_experts : Shape{outputs, inputs}, generator));
+}
+
+Variable HeadProjection::forward(const Variable& source, const Routing& routing) const {
+  using ops::Activation, ops::Rows;
+  const std::int64_t batch = source.size(0), length = source.size(1);
+  if (is_output_) {
+    if (!has_experts()) return linear(reshape(source, {batch, length, -1}), weight_);
+    const Variable rows = reshape(source, {batch * length * heads_, source.size(3)});
+    const Variable y =
+        expert_matmul(rows, weight_, {}, routing.gates, routing.plan, {Rows::row, Rows::token, Activation::identity});
+    return reshape(y, {batch, length, y.size(1)});
+  }
+  if (!has_experts()) return reshape(linear(source, weight_), {batch, length, heads_, weight_.size(0) / heads_});
+  const Variable rows = reshape(source, {batch * length, source.size(2)});
+  const Variable y =
+      expert_matmul(rows, weight_, {}, routing.gates, routing.plan, {Rows::token, Rows::row, Activation::identity});
+  return reshape(y, {batch, length, heads_, y.size(1)});
+}
+
+/// One call of the layer: routes each source once per router, and gathers regularisers and read-outs.
+class SwitchHead::Pass {
+ public:
+  Pass(const SwitchHead& layer, nn::AttentionInspection* inspection) : layer_(layer), inspection_(inspection) {
+    if (inspection_) inspection_->selections.clear();
+  }
+
+  /// Projects `source`; tokens of `selector` [B, S, D] choose the experts.
+  Variable project(ProjectionKind kind, const Variable& source, const Variable& selector) {
+    const HeadProjection& projection = *layer_.projections_[static_cast<std::size_t>(kind)];
+    const NameScope scope(full_name(kind));
+    if (!projection.has_experts()) return projection.forward(source, {});
+    const Routing& routing = route(kind, selector);
+    if (inspection_) record(kind, routing, selector);
+    return projection.forward(source, routing);
+  }
+
+  const Variable& regularizer() const { return regularizer_; }
+
+ private:
+  const Routing& route(ProjectionKind kind, const Variable& selector) {
+    Router* own = layer_.routers_[static_cast<std::size_t>(kind)].get();
+    if (!own && shared_.plan.expert_offsets.defined() && shared_selector_.state() == selector.state()) return shared_;
+    Routing routing = own ? own->route(selector) : layer_.shared_router_->route(selector);
+    if (routing.regularizer.defined())
+      regularizer_ = regularizer_.defined() ? regularizer_ + routing.regularizer : routing.regularizer;
+    if (!own) shared_selector_ = selector;
+    return (own ? own_ : shared_) = std::move(routing);
+  }
+
+  void record(ProjectionKind kind, const Routing& routing, const Variable& selector) {
+    const RouterOptions& router = layer_.routers_[static_cast<std::size_t>(kind)]
+                                      ? layer_.routers_[static_cast<std::size_t>(kind)]->options()
+                                      : layer_.shared_router_->options();
+    const Shape shape = {selector.size(0), selector.size(1), router.slots, router.k};
+    inspection_->selections.push_back(
+        {full_name(kind), routing.indices.view(shape), routing.gates.data().view(shape)});
+  }
+
+  const SwitchHead& layer_;
+  nn::AttentionInspection* inspection_;
+  Routing own_, shared_;
+  Variable shared_selector_;
+  Variable regularizer_;
+};
+
+SwitchHead::SwitchHead(const SwitchHeadOptions& options, Generator& generator)
+    : options_(completed(options)),
+      core_(options_.position, options_.width, options_.heads, options_.head_width, options_.dropout,
+            nn::init::fan_in_normal(options_.init_scale), generator) {
+  for (const ProjectionKind kind : kProjections) {
+    const auto at = static_cast<std::size_t>(kind);
+    projections_[at] = std::make_unique<HeadProjection>(kind, options_, generator);
+    register_module(full_name(kind), *projections_[at]);
+    if (!projections_[at]->has_experts()) continue;
+    std::unique_ptr<Router>& router = options_.shared_selection ? shared_router_ : routers_[at];
+    if (router) continue;
+    router = std::make_unique<Router>(router_options(options_), generator);
+    register_module(options_.shared_selection ? "router" : full_name(kind) + "_router", *router);
+  }
+  if (options_.experts == 1) {
+    const nn::Initializer init = nn::init::fan_in_normal(options_.init_scale);
+    output_gate_ = register_parameter("output_gate", init({options_.heads, options_.width}, generator));
+  }
+  register_module("core", core_);
+}
+
+nn::LayerOutput SwitchHead::forward(const Variable& x, const nn::AttentionArguments& arguments) {
+  check(x.rank() == 3 && x.size(2) == options_.width, "SwitchHead: x must be [B, T, ", options_.width, "], got ",
+        x.shape());
+  const Variable& key_source = arguments.key_source.defined() ? arguments.key_source : x;
+  const Variable& value_source = arguments.value_source.defined() ? arguments.value_source : key_source;
+  Pass pass(*this, arguments.inspection);
+  const Variable query = pass.project(ProjectionKind::query, x, x);
+  const Variable key = pass.project(ProjectionKind::key, key_source, key_source);
+  const Variable value = pass.project(ProjectionKind::value, value_source, key_source);
+  Variable attended = core_.forward(query, key, value, arguments);
+  if (output_gate_.defined()) {
+    const DType compute = ops::compute_dtype(x.dtype());
+    const Variable gate = cast(sigmoid(linear(cast(x, compute), cast(output_gate_, compute))), x.dtype());
+    attended = attended * reshape(gate, {x.size(0), x.size(1), options_.heads, 1});
+  }
+  const Variable output = pass.project(ProjectionKind::output, attended, x);
+  return {output, pass.regularizer()};
+}
+
+}  // namespace switchyard::moe
