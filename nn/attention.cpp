@@ -90,7 +90,7 @@ MultiHeadAttention::MultiHeadAttention(const MultiHeadAttentionOptions& options,
   register_module("query", query_);
   register_module("key", key_);
   register_module("value", value_);
-  register_module("core", core_);
+  register_module("", core_);
   register_module("output", output_);
 }
 

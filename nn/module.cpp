@@ -4,6 +4,7 @@ namespace switchyard::nn {
 namespace {
 
 std::string join(const std::string& prefix, const std::string& name) {
+  if (name.empty()) return prefix;
   return prefix.empty() ? name : prefix + "." + name;
 }
 

@@ -54,6 +54,7 @@ class Module {
   Variable register_parameter(std::string name, Tensor initial, bool decays = true);
   /// The buffer is the member `tensor` itself, which must live as long as the module.
   void register_buffer(std::string name, Tensor& tensor);
+  /// The sublayer's parameters get `name` in their path; an empty name adds nothing to it.
   void register_module(std::string name, Module& module);
 
  private:
