@@ -39,8 +39,12 @@ struct Layer {
 Layer layer(std::int64_t tokens, std::int64_t width, std::int64_t experts, std::int64_t expert_width, std::int64_t k) {
   const Tensor scores = normal({tokens, experts});
   const Tensor indices = ops::top_k(scores, k);
-  return {normal({tokens, width}),   normal({experts, width, expert_width}), normal({experts, expert_width, width}),
-          normal({tokens, k}), normal({tokens, width}),                ops::routing_plan(indices, experts)};
+  return {normal({tokens, width}),
+          normal({experts, width, expert_width}),
+          normal({experts, expert_width, width}),
+          normal({tokens, k}),
+          normal({tokens, width}),
+          ops::routing_plan(indices, experts)};
 }
 
 void forward_and_backward(const Layer& layer) {
@@ -50,12 +54,12 @@ void forward_and_backward(const Layer& layer) {
   const ops::ExpertMatmulOptions down = {Rows::pair, Rows::token};
   const Tensor hidden = ops::expert_matmul(layer.x, layer.up, {}, {}, layer.plan, up);
   const Tensor y = ops::expert_matmul(hidden, layer.down, {}, layer.gates, layer.plan, down);
-  const auto inner = ops::expert_matmul_input_backward(layer.dy, hidden, layer.down, {}, layer.gates, layer.plan, down,
-                                                       true, true);
+  const auto inner =
+      ops::expert_matmul_input_backward(layer.dy, hidden, layer.down, {}, layer.gates, layer.plan, down, true, true);
   const auto ddown = ops::expert_matmul_weight_backward(layer.dy, hidden, layer.gates, layer.plan, down, false);
   const Tensor dhidden = ops::unary_backward(ops::Unary::relu, inner.dx, hidden);
-  const auto outer = ops::expert_matmul_input_backward(dhidden, layer.x, layer.up, {}, {}, layer.plan, up_backward,
-                                                       true, false);
+  const auto outer =
+      ops::expert_matmul_input_backward(dhidden, layer.x, layer.up, {}, {}, layer.plan, up_backward, true, false);
   const auto dup = ops::expert_matmul_weight_backward(dhidden, layer.x, {}, layer.plan, up_backward, false);
   benchmark::DoNotOptimize(y.raw());
 }

@@ -53,9 +53,8 @@ void attention_of(const Tensor& query, const Tensor& key, const Tensor& value, c
 
 void attention(const Tensor& query, const Tensor& key, const Tensor& value, const AttentionOptions& options,
                const Tensor& out, const Tensor& log_normalizer) {
-  dispatch_floating(query.dtype(), "attention", [&]<class T>(TypeTag<T>) {
-    attention_of<T>(query, key, value, options, out, log_normalizer);
-  });
+  dispatch_floating(query.dtype(), "attention",
+                    [&]<class T>(TypeTag<T>) { attention_of<T>(query, key, value, options, out, log_normalizer); });
 }
 
 void attention_probabilities(const Tensor& query, const Tensor& key, const AttentionOptions& options,

@@ -1,5 +1,5 @@
-// The backward pass of attention: a block's probabilities are computed again from the logits and log_normalizer, then the
-// softmax's gradient needs only the row sums of dout * out.
+// The backward pass of attention: a block's probabilities are computed again from the logits and log_normalizer, then
+// the softmax's gradient needs only the row sums of dout * out.
 
 #include "core/cpu/attention_blocks.h"
 
@@ -17,8 +17,15 @@ class BackwardPass {
 
   BackwardPass(const Tensor& dout, const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& out,
                const Tensor& log_normalizer, const AttentionOptions& options)
-      : dout_(dout), query_(query), key_(key), value_(value), out_(out), log_normalizer_(log_normalizer),
-        options_(options), logits_{options}, dropout_(options) {}
+      : dout_(dout),
+        query_(query),
+        key_(key),
+        value_(value),
+        out_(out),
+        log_normalizer_(log_normalizer),
+        options_(options),
+        logits_{options},
+        dropout_(options) {}
 
   /// Overwrites the head's rows of the gradients, and adds to dposition [R, d] where there is one.
   void run(std::int64_t batch, std::int64_t head, const Tensor& dquery, const Tensor& dkey, const Tensor& dvalue,
@@ -56,8 +63,8 @@ class BackwardPass {
  private:
   /// Logits to probabilities.
   void normalize(const QueryBlock& block, A* weight) {
-    const A* normalizer = log_normalizer_.data<A>() +
-                          (block.batch * query_.size(2) + block.head) * query_.size(1) + block.first;
+    const A* normalizer =
+        log_normalizer_.data<A>() + (block.batch * query_.size(2) + block.head) * query_.size(1) + block.first;
     for (std::int64_t r = 0; r < block.count; ++r) {
       A* row = weight + r * block.keys;
       std::int64_t visible = visible_keys(options_, block.first + r, block.keys);
@@ -108,8 +115,8 @@ class BackwardPass {
       A* to = shifted + r * band.count + band.shift - r;
       for (std::int64_t j = begin; j < end; ++j) to[j] = dlogit[r * block.keys + j];
     }
-    gemm<A, A>(block.count, q.width, band.count, options_.scale, {shifted, band.count},
-               position.rows_from(band.first), 1, dq.row(block.first), dq.stride);
+    gemm<A, A>(block.count, q.width, band.count, options_.scale, {shifted, band.count}, position.rows_from(band.first),
+               1, dq.row(block.first), dq.stride);
     gemm<A, A>(band.count, q.width, block.count, options_.scale, MatrixView<A>{shifted, band.count}.transposed(),
                q.rows_from(block.first), 1, dposition + band.first * q.width, q.width);
   }
@@ -149,8 +156,8 @@ void attention_backward(const Tensor& dout, const Tensor& query, const Tensor& k
   dispatch_floating(query.dtype(), "attention_backward", [&]<class T>(TypeTag<T>) {
     const std::int64_t batch = query.size(0), heads = query.size(2);
     if (batch * heads == 0) return;
-    // The batch is cut into groups only for the sake of dposition_key, whose partial sums take memory; their number must
-    // not depend on the threads.
+    // The batch is cut into groups only for the sake of dposition_key, whose partial sums take memory; their number
+    // must not depend on the threads.
     constexpr std::int64_t kLeastTasks = 16;
     const bool positions = dposition_key.defined();
     const std::int64_t groups = positions ? std::min(batch, (kLeastTasks + heads - 1) / heads) : batch;

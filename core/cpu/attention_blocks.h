@@ -112,8 +112,8 @@ inline std::int64_t visible_keys(const AttentionOptions& options, std::int64_t i
   return options.causal ? std::clamp<std::int64_t>(i + 1 + options.query_offset, 0, keys) : keys;
 }
 
-inline QueryBlock query_block(const AttentionOptions& options, std::int64_t batch, std::int64_t head, std::int64_t first,
-                       std::int64_t count, std::int64_t keys) {
+inline QueryBlock query_block(const AttentionOptions& options, std::int64_t batch, std::int64_t head,
+                              std::int64_t first, std::int64_t count, std::int64_t keys) {
   return {batch, head, first, count, visible_keys(options, first + count - 1, keys)};
 }
 
@@ -227,7 +227,8 @@ template <class A>
 class Dropout {
  public:
   explicit Dropout(const AttentionOptions& options) : options_(options) {
-    if (active()) start_ = static_cast<std::uint64_t>(options.stream.base.data<std::int64_t>()[0]) + options.stream.offset;
+    if (active())
+      start_ = static_cast<std::uint64_t>(options.stream.base.data<std::int64_t>()[0]) + options.stream.offset;
   }
   bool active() const { return options_.dropout > 0; }
 

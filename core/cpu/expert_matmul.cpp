@@ -1,6 +1,6 @@
 // The expert products on the CPU. Rows are gathered block by block into a scratch that stays in the second-level cache,
-// and every block is one single-threaded product of the BLAS library, so that experts of very uneven load still fill all
-// threads.
+// and every block is one single-threaded product of the BLAS library, so that experts of very uneven load still fill
+// all threads.
 //
 // Sums over a token's pairs go through a buffer of products: the order of summing is then the order of the choices,
 // whichever thread computed them. Taking the tokens in chunks keeps that buffer in the last-level cache.
@@ -64,7 +64,8 @@ struct Operand {
   }
 };
 
-/// Consecutive pairs of one expert; `target` is the first row of their products in a buffer that has those of all blocks.
+/// Consecutive pairs of one expert; `target` is the first row of their products in a buffer that has those of all
+/// blocks.
 struct Block {
   std::int64_t expert, first, count, target;
 };
@@ -90,7 +91,8 @@ const T* gather(const Plan& plan, const Operand<T>& x, const Block& block, std::
   if (x.rows == Rows::pair) return x.row(plan, block.first);
   scratch.resize(static_cast<std::size_t>(kBlockPairs * x.width));
   for (std::int64_t i = 0; i < block.count; ++i) {
-    std::memcpy(scratch.data() + i * x.width, x.row(plan, block.first + i), static_cast<std::size_t>(x.width) * sizeof(T));
+    std::memcpy(scratch.data() + i * x.width, x.row(plan, block.first + i),
+                static_cast<std::size_t>(x.width) * sizeof(T));
   }
   return scratch.data();
 }
@@ -165,8 +167,8 @@ void products_summed(const Plan& plan, const Operand<T>& source, const Tensor& m
   const std::int64_t width = result.size(1);
   const std::int64_t choices = rows_of == Rows::token ? plan.choices_per_token : plan.choices;
   const std::int64_t rows_per_token = rows_of == Rows::token ? 1 : plan.slots;
-  const std::int64_t chunk_pairs = std::max(kBufferBytes / (width * static_cast<std::int64_t>(sizeof(A))),
-                                            kLeastPairsPerExpert * plan.experts);
+  const std::int64_t chunk_pairs =
+      std::max(kBufferBytes / (width * static_cast<std::int64_t>(sizeof(A))), kLeastPairsPerExpert * plan.experts);
   const std::int64_t chunks = std::clamp<std::int64_t>((plan.pairs + chunk_pairs - 1) / chunk_pairs, 1, plan.tokens);
   Tensor buffer;
   std::vector<std::int32_t> target;  // of each choice of the chunk
@@ -178,13 +180,14 @@ void products_summed(const Plan& plan, const Operand<T>& source, const Tensor& m
     const std::int64_t needed = blocks.empty() ? 0 : blocks.back().target + blocks.back().count;
     if (!buffer.defined() || buffer.size(0) < needed) buffer = Tensor::empty({needed, width}, dtype_of<A>());
     target.assign(static_cast<std::size_t>((last - first) * plan.choices_per_token), -1);
-    multiply_blocks(plan, blocks, source, matrix, buffer, [&](const Block& block, const T* rows, const Tensor& products) {
-      use(block, rows, products);
-      for (std::int64_t i = 0; i < block.count; ++i) {
-        const std::int64_t choice = plan.pair_to_choice[block.first + i] - first_choice;
-        target[static_cast<std::size_t>(choice)] = static_cast<std::int32_t>(block.target + i);
-      }
-    });
+    multiply_blocks(plan, blocks, source, matrix, buffer,
+                    [&](const Block& block, const T* rows, const Tensor& products) {
+                      use(block, rows, products);
+                      for (std::int64_t i = 0; i < block.count; ++i) {
+                        const std::int64_t choice = plan.pair_to_choice[block.first + i] - first_choice;
+                        target[static_cast<std::size_t>(choice)] = static_cast<std::int32_t>(block.target + i);
+                      }
+                    });
     const std::int64_t grain = 1 + 16384 / (width * std::max<std::int64_t>(1, choices));
     parallel_for(first * rows_per_token, last * rows_per_token, grain, [&](std::int64_t begin, std::int64_t end) {
       std::vector<A> sum(static_cast<std::size_t>(width));
@@ -292,7 +295,8 @@ struct WeightGradient {
       // The bias gradient needs the gates on dy's side; otherwise they go where rows are copied anyway.
       const bool gate_dy = gates && (with_bias || dy.rows != Rows::pair || x.rows == Rows::pair);
       const auto a = gather_columns(plan, x, block, gate_dy ? nullptr : gates, part.first_row, part.rows, x_rows);
-      const auto b = gather_columns(plan, dy, block, gate_dy ? gates : nullptr, part.first_column, part.columns, dy_rows);
+      const auto b =
+          gather_columns(plan, dy, block, gate_dy ? gates : nullptr, part.first_column, part.columns, dy_rows);
       gemm<A, A>(part.rows, part.columns, block.count, 1, a.transposed(), b, pair == begin ? 0 : 1, sum, stride);
       for (std::int64_t i = 0; with_bias && i < block.count; ++i) {
         for (std::int64_t m = 0; m < part.columns; ++m) {

@@ -91,8 +91,9 @@ void top_k(const Tensor& scores, const Tensor& excluded, const Tensor& indices) 
   });
 }
 
-// 1. Count the pairs of each expert, separately for a few blocks of rows.  2. Running sums over (expert, block) say where
-// each block's pairs of an expert begin.  3. Each block places its pairs. The result does not depend on the blocks.
+// 1. Count the pairs of each expert, separately for a few blocks of rows.  2. Running sums over (expert, block) say
+// where each block's pairs of an expert begin.  3. Each block places its pairs. The result does not depend on the
+// blocks.
 void build_routing_plan(const Tensor& indices, const Tensor& mask, const ops::RoutingPlan& plan) {
   const Choices choices = {indices.defined() ? indices.data<std::int32_t>() : nullptr,
                            mask.defined() ? mask.data<bool>() : nullptr, plan.slots, plan.choices,

@@ -49,8 +49,8 @@ void check_gates(const char* op, const Tensor& gates, const Tensor& reference, c
 void check_weight(const char* op, const Tensor& weight, const Tensor& bias, const Tensor& reference,
                   const RoutingPlan& plan) {
   check_operand(op, "weight", weight, reference);
-  check(weight.rank() == 3 && weight.size(0) == plan.experts, op, ": weight has shape ", weight.shape(),
-        ", expected [", plan.experts, ", K, M]");
+  check(weight.rank() == 3 && weight.size(0) == plan.experts, op, ": weight has shape ", weight.shape(), ", expected [",
+        plan.experts, ", K, M]");
   if (!bias.defined()) return;
   check_operand(op, "bias", bias, reference);
   check(bias.shape() == Shape({plan.experts, weight.size(2)}), op, ": bias has shape ", bias.shape(), ", expected ",

@@ -94,7 +94,8 @@ struct NaiveRow {
       if (options.dropout == 0) continue;
       const auto at = static_cast<std::uint64_t>(((b * heads + h) * queries + i) * keys + j);
       const auto start = static_cast<std::uint64_t>(options.stream.base.item<std::int64_t>()) + options.stream.offset;
-      const bool dropped = uniform_from_bits(philox_element(options.stream.seed, start, at)) < static_cast<float>(options.dropout);
+      const bool dropped =
+          uniform_from_bits(philox_element(options.stream.seed, start, at)) < static_cast<float>(options.dropout);
       factor.back() = dropped ? 0 : 1 / (1 - options.dropout);
     }
   }
@@ -116,7 +117,8 @@ struct Naive {
     if (positions) dposition_key = Tensor::zeros(in.options.position_key.shape(), DType::f64);
     const auto at = [](const Tensor& x, const Shape& index) -> double& {
       std::int64_t offset = 0;
-      for (std::int64_t axis = 0; axis < x.rank(); ++axis) offset += index[static_cast<std::size_t>(axis)] * x.stride(axis);
+      for (std::int64_t axis = 0; axis < x.rank(); ++axis)
+        offset += index[static_cast<std::size_t>(axis)] * x.stride(axis);
       return x.data<double>()[offset];
     };
     for (std::int64_t b = 0; b < batch; ++b)
@@ -298,35 +300,50 @@ TEST(Attention, DecodingEqualsTheRowsOfTheWhole) {
     AttentionOptions options = in.options;
     options.query_offset = position;
     const Tensor step = ops::attention(in.query.slice(1, position, position + 1), in.key.slice(1, 0, position + 1),
-                                       in.value.slice(1, 0, position + 1), options).out;
+                                       in.value.slice(1, 0, position + 1), options)
+                            .out;
     EXPECT_CLOSE(step, whole.slice(1, position, position + 1), 1e-12);
   }
 }
 
 TEST(Attention, Errors) {
   const Operands in = operands({2, 5, 8, 3, 4, 6}, 0, DType::f32);
-  const auto run = [&](const Tensor& query, const Tensor& key, const Tensor& value, const AttentionOptions& options = {}) {
-    return ops::attention(query, key, value, options).out;
-  };
+  const auto run = [&](const Tensor& query, const Tensor& key, const Tensor& value,
+                       const AttentionOptions& options = {}) { return ops::attention(query, key, value, options).out; };
   const auto with = [&](auto&& change) {
     AttentionOptions options;
     change(options);
     return run(in.query, in.key, in.value, options);
   };
-  EXPECT_ERROR(run(in.query.select(0, 0), in.key, in.value), "attention: query has shape [5, 3, 4], expected four axes [B, T, H, d]");
+  EXPECT_ERROR(run(in.query.select(0, 0), in.key, in.value),
+               "attention: query has shape [5, 3, 4], expected four axes [B, T, H, d]");
   EXPECT_ERROR(run(in.query, {}, in.value), "attention: key is undefined");
   EXPECT_ERROR(run(in.query, in.key.to(DType::f64), in.value), "attention: key is f64, expected f32");
-  EXPECT_ERROR(run(in.query, in.key.slice(2, 0, 2), in.value), "attention: key has shape [2, 8, 2, 4], expected [2, S, 3, 4] for query [2, 5, 3, 4]");
-  EXPECT_ERROR(run(in.query, in.key, in.value.slice(1, 0, 7)), "attention: value has shape [2, 7, 3, 6], expected [2, 8, 3, dv] for key [2, 8, 3, 4]");
+  EXPECT_ERROR(run(in.query, in.key.slice(2, 0, 2), in.value),
+               "attention: key has shape [2, 8, 2, 4], expected [2, S, 3, 4] for query [2, 5, 3, 4]");
+  EXPECT_ERROR(run(in.query, in.key, in.value.slice(1, 0, 7)),
+               "attention: value has shape [2, 7, 3, 6], expected [2, 8, 3, dv] for key [2, 8, 3, 4]");
   EXPECT_ERROR(with([](auto& o) { o.query_offset = -1; }), "attention: query_offset is -1, expected 0 or more");
   EXPECT_ERROR(with([](auto& o) { o.dropout = 1; }), "attention: dropout is 1, expected 0 <= p < 1");
   EXPECT_ERROR(with([](auto& o) { o.dropout = 0.1; }), "attention: dropout needs a random stream on cpu");
   EXPECT_ERROR(with([](auto& o) { o.scale = NAN; }), "attention: scale is nan");
-  EXPECT_ERROR(with([](auto& o) { o.mask = Tensor::zeros({8, 5}, DType::boolean); }), "attention: mask has shape [8, 5], expected [5, 8]");
+  EXPECT_ERROR(with([](auto& o) {
+                 o.mask = Tensor::zeros({8, 5}, DType::boolean);
+               }),
+               "attention: mask has shape [8, 5], expected [5, 8]");
   EXPECT_ERROR(with([](auto& o) { o.mask = Tensor::zeros({5, 8}); }), "attention: mask must be bool, got f32");
-  EXPECT_ERROR(with([](auto& o) { o.key_padding = Tensor::zeros({2, 5}, DType::boolean); }), "attention: key_padding has shape [2, 5], expected [2, 8]");
-  EXPECT_ERROR(with([](auto& o) { o.position_key = Tensor::zeros({12, 3, 5}); }), "attention: position_key has shape [12, 3, 5], expected [R, 3, 4] for query [2, 5, 3, 4]");
-  EXPECT_ERROR(with([](auto& o) { o.position_key = Tensor::zeros({11, 3, 4}); o.position_zero = 4; }),
+  EXPECT_ERROR(with([](auto& o) {
+                 o.key_padding = Tensor::zeros({2, 5}, DType::boolean);
+               }),
+               "attention: key_padding has shape [2, 5], expected [2, 8]");
+  EXPECT_ERROR(with([](auto& o) {
+                 o.position_key = Tensor::zeros({12, 3, 5});
+               }),
+               "attention: position_key has shape [12, 3, 5], expected [R, 3, 4] for query [2, 5, 3, 4]");
+  EXPECT_ERROR(with([](auto& o) {
+                 o.position_key = Tensor::zeros({11, 3, 4});
+                 o.position_zero = 4;
+               }),
                "attention: position_key has 11 rows with position_zero 4, visible pairs need rows 0 to 11");
   EXPECT_ERROR(ops::attention_backward(in.dout.slice(1, 0, 4), in.query, in.key, in.value,
                                        ops::attention(in.query, in.key, in.value, {}), {}),

@@ -56,8 +56,7 @@ struct Reference {
     dgates.assign(static_cast<std::size_t>(plan.max_pairs()), 0);
     const auto row_of = [&](Rows rows, std::int64_t pair) {
       const std::int64_t choice = pair_to_choice[static_cast<std::size_t>(pair)];
-      return rows == Rows::pair ? pair
-                                : choice / (rows == Rows::row ? plan.choices : plan.choices * plan.slots);
+      return rows == Rows::pair ? pair : choice / (rows == Rows::row ? plan.choices : plan.choices * plan.slots);
     };
     for (std::int64_t expert = 0; expert < plan.experts; ++expert) {
       for (std::int64_t pair = offsets[static_cast<std::size_t>(expert)];
@@ -69,7 +68,8 @@ struct Reference {
           const auto column = static_cast<std::size_t>(expert * width + m);
           double product = bias.empty() ? 0 : bias[column];
           for (std::int64_t i = 0; i < inner; ++i) {
-            product += x[static_cast<std::size_t>(from + i)] * weight[static_cast<std::size_t>((expert * inner + i) * width + m)];
+            product += x[static_cast<std::size_t>(from + i)] *
+                       weight[static_cast<std::size_t>((expert * inner + i) * width + m)];
           }
           y[static_cast<std::size_t>(to + m)] += gate * apply(options.activation, product);
           if (dy.empty()) continue;
@@ -136,8 +136,8 @@ void expect_backward(const Operands& in, const ExpertMatmulOptions& options, dou
   ASSERT_EQ(input.dgates.defined(), in.gates.defined());
   if (in.gates.defined()) {
     EXPECT_CLOSE(input.dgates, Tensor::from(reference.dgates, in.gates.shape()), allowed);
-    const auto only_gates = ops::expert_matmul_input_backward(in.dy, in.x, in.weight, in.bias, in.gates, in.plan,
-                                                              options, false, true);
+    const auto only_gates =
+        ops::expert_matmul_input_backward(in.dy, in.x, in.weight, in.bias, in.gates, in.plan, options, false, true);
     EXPECT_FALSE(only_gates.dx.defined());
     EXPECT_CLOSE(only_gates.dgates, Tensor::from(reference.dgates, in.gates.shape()), allowed);
   }
@@ -245,7 +245,8 @@ TEST(ExpertMatmul, GradientsAreThoseOfTheForwardPass) {
     }
     return Tensor::from(gradient, parameter.shape());
   };
-  const auto input = ops::expert_matmul_input_backward(in.dy, in.x, in.weight, in.bias, in.gates, plan, options, true, true);
+  const auto input =
+      ops::expert_matmul_input_backward(in.dy, in.x, in.weight, in.bias, in.gates, plan, options, true, true);
   const auto weight = ops::expert_matmul_weight_backward(in.dy, in.x, in.gates, plan, options, true);
   EXPECT_CLOSE(input.dx, numeric(in.x), 1e-9);
   EXPECT_CLOSE(input.dgates, numeric(in.gates), 1e-9);
@@ -273,7 +274,8 @@ TEST(ExpertMatmul, Errors) {
     return ops::expert_matmul(input, w, bias, gates, plan, options);
   };
   EXPECT_ERROR(run({}, weight), "expert_matmul: x is undefined");
-  EXPECT_ERROR(run(Tensor::zeros({7, 4}), weight), "expert_matmul: x has shape [7, 4], expected [6, width] for one row per token");
+  EXPECT_ERROR(run(Tensor::zeros({7, 4}), weight),
+               "expert_matmul: x has shape [7, 4], expected [6, width] for one row per token");
   EXPECT_ERROR(run(x, Tensor::zeros({2, 4, 5})), "expert_matmul: weight has shape [2, 4, 5], expected [3, K, M]");
   EXPECT_ERROR(run(x, Tensor::zeros({3, 3, 5})), "expert_matmul: inner sizes differ: x [6, 4], weight [3, 3, 5]");
   EXPECT_ERROR(run(x, weight.to(DType::f64)), "expert_matmul: weight is f64, expected f32");
@@ -285,9 +287,12 @@ TEST(ExpertMatmul, Errors) {
   const auto backward = [&](const Tensor& dy, const ExpertMatmulOptions& options) {
     return ops::expert_matmul_input_backward(dy, x, weight, {}, {}, plan, options, true, false);
   };
-  EXPECT_ERROR(backward(Tensor::zeros({6, 5}), {}), "expert_matmul_input_backward: dy has shape [6, 5], expected [12, width] for one row per pair");
-  EXPECT_ERROR(backward(Tensor::zeros({12, 6}), {}), "expert_matmul_input_backward: weight has shape [3, 4, 5], expected [3, 4, 6]");
-  EXPECT_ERROR(backward(Tensor::zeros({12, 5}), {Rows::token, Rows::pair, Activation::relu}), "takes activation identity, got relu");
+  EXPECT_ERROR(backward(Tensor::zeros({6, 5}), {}),
+               "expert_matmul_input_backward: dy has shape [6, 5], expected [12, width] for one row per pair");
+  EXPECT_ERROR(backward(Tensor::zeros({12, 6}), {}),
+               "expert_matmul_input_backward: weight has shape [3, 4, 5], expected [3, 4, 6]");
+  EXPECT_ERROR(backward(Tensor::zeros({12, 5}), {Rows::token, Rows::pair, Activation::relu}),
+               "takes activation identity, got relu");
   EXPECT_ERROR(ops::expert_matmul_weight_backward(Tensor::zeros({12, 5}), x, Tensor::zeros({6, 1}), plan, {}, false),
                "expert_matmul_weight_backward: gates have shape [6, 1], expected [6, 1, 2]");
 }

@@ -91,11 +91,13 @@ TEST(Rope, Errors) {
   EXPECT_ERROR(tables(-1, 2, DType::f32), "rope_tables: positions is -1");
   EXPECT_ERROR(tables(4, 2, DType::bf16), "rope_tables: dtype is bf16, expected f32 or f64");
   EXPECT_ERROR(ops::rope_tables(4, 2, -1, DType::f32, Device::cpu()), "rope_tables: base is -1");
-  EXPECT_ERROR(ops::rope(x, tables(4, 8, DType::f32), 0), "rope: the tables rotate 8 channels, expected an even number up to the head width 6");
+  EXPECT_ERROR(ops::rope(x, tables(4, 8, DType::f32), 0),
+               "rope: the tables rotate 8 channels, expected an even number up to the head width 6");
   EXPECT_ERROR(ops::rope(x, tables(4, 4, DType::f32), 2), "rope: positions 2 to 5 are outside tables of 4 positions");
   EXPECT_ERROR(ops::rope(x, tables(4, 4, DType::f32), -1), "rope: positions -1 to 2");
   EXPECT_ERROR(ops::rope(x, tables(4, 4, DType::f64), 0), "rope: the tables are f64, expected f32 for x of f32");
-  EXPECT_ERROR(ops::rope(Tensor::zeros({4, 2, 6}), tables(4, 4, DType::f32), 0), "rope: x has shape [4, 2, 6], expected four axes");
+  EXPECT_ERROR(ops::rope(Tensor::zeros({4, 2, 6}), tables(4, 4, DType::f32), 0),
+               "rope: x has shape [4, 2, 6], expected four axes");
 }
 
 }  // namespace

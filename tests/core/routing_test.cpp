@@ -14,7 +14,8 @@ namespace switchyard {
 namespace {
 
 /// The first k of a stable sort: not excluded first, then numbers before NaN, then larger first.
-std::vector<std::int32_t> naive_top_k(const std::vector<double>& scores, const std::vector<int>& excluded, std::size_t k) {
+std::vector<std::int32_t> naive_top_k(const std::vector<double>& scores, const std::vector<int>& excluded,
+                                      std::size_t k) {
   std::vector<std::int32_t> order(scores.size());
   std::iota(order.begin(), order.end(), 0);
   const auto class_of = [&](std::int32_t i) {
@@ -57,8 +58,8 @@ TEST(TopK, EqualsAStableSort) {
             return std::vector<std::int32_t>(all.begin() + row * k, all.begin() + (row + 1) * k);
           };
           ASSERT_EQ(result(with_mask), naive_top_k(row_scores, row_excluded, static_cast<std::size_t>(k)));
-          ASSERT_EQ(result(without), naive_top_k(row_scores, std::vector<int>(row_scores.size(), 0),
-                                                 static_cast<std::size_t>(k)));
+          ASSERT_EQ(result(without),
+                    naive_top_k(row_scores, std::vector<int>(row_scores.size(), 0), static_cast<std::size_t>(k)));
         }
       }
     }
@@ -113,10 +114,12 @@ struct PlanCase {
 
 TEST(RoutingPlan, FromIndicesEqualsItsDefinition) {
   std::mt19937 random(2);
-  const PlanCase cases[] = {{0, 1, 4, 2}, {1, 1, 1, 1},  {1, 3, 5, 2},    {7, 1, 4, 4},
-                            {9, 2, 50, 3} /* empty experts */, {30, 4, 3, 3}, {9000, 2, 7, 4} /* several blocks */};
+  const PlanCase cases[] = {
+      {0, 1, 4, 2},  {1, 1, 1, 1},   {1, 3, 5, 2}, {7, 1, 4, 4}, {9, 2, 50, 3} /* empty experts */,
+      {30, 4, 3, 3}, {9000, 2, 7, 4} /* several blocks */};
   for (const auto& [tokens, slots, experts, k] : cases) {
-    SCOPED_TRACE(::testing::Message() << tokens << " tokens, " << slots << " slots, " << experts << " experts, k " << k);
+    SCOPED_TRACE(::testing::Message() << tokens << " tokens, " << slots << " slots, " << experts << " experts, k "
+                                      << k);
     std::vector<std::int32_t> indices;
     std::vector<std::int64_t> chosen;
     for (std::int64_t row = 0; row < tokens * slots; ++row) {
@@ -164,7 +167,8 @@ TEST(RoutingPlan, Errors) {
   EXPECT_ERROR(ops::routing_plan(Tensor::zeros({4}, DType::i32), 4),
                "routing_plan: indices must be [N, C] or [N, H, C], got [4]");
   EXPECT_ERROR(ops::routing_plan(Tensor::zeros({4, 1}, DType::i32), 0), "routing_plan: experts_per_slot = 0");
-  EXPECT_ERROR(ops::routing_plan_from_mask(Tensor::zeros({2, 2})), "routing_plan_from_mask: the mask must be bool, got f32");
+  EXPECT_ERROR(ops::routing_plan_from_mask(Tensor::zeros({2, 2})),
+               "routing_plan_from_mask: the mask must be bool, got f32");
 }
 
 }  // namespace
