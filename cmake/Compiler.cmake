@@ -6,7 +6,7 @@ add_library(switchyard::warnings ALIAS switchyard_warnings)
 # they stay warnings, so that a newer compiler does not break somebody's first build.
 set(switchyard_soft_warnings
     -Wno-error=array-bounds -Wno-error=stringop-overflow -Wno-error=stringop-overread
-    -Wno-error=maybe-uninitialized -Wno-error=restrict -Wno-error=free-nonheap-object -Wno-error=nonnull)
+    -Wno-error=maybe-uninitialized -Wno-restrict -Wno-error=free-nonheap-object -Wno-error=nonnull)
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_GREATER_EQUAL 13)
   list(APPEND switchyard_soft_warnings -Wno-error=dangling-reference -Wno-error=overloaded-virtual)
 endif()
