@@ -59,10 +59,12 @@ if [ ${#missing[@]} -eq 0 ]; then exit 0; fi
 
 echo "Missing on this machine:"
 for entry in "${missing[@]}"; do
-  printf '  %-36s %s\n' "${entry%%|*}" "${entry#*|}"
+  name=${entry%%|*}
+  printf '  %-32s %s\n' "${name/VERSION/}" "${entry#*|}"
 done
 names=("${missing[@]%%|*}")
-by_hand="apt-get install ${names[*]}   (VERSION: the newest of $boost_versions there is)"
+by_hand="apt-get install ${names[*]//VERSION/}"
+if [[ ${names[*]} == *VERSION* ]]; then by_hand+="   (Boost 1.81 or newer: on Debian 12 libboost1.81-dev and so on)"; fi
 command -v apt-get >/dev/null || fail "there is no apt-get here; install the packages above another way"
 
 as_root=()
@@ -85,7 +87,7 @@ packages=()
 for name in "${names[@]}"; do
   if [[ $name == *VERSION* ]]; then
     for version in $boost_versions; do
-      if apt-cache show "${name/VERSION/$version}" >/dev/null 2>&1; then break; fi
+      if apt-cache policy "${name/VERSION/$version}" | grep -q 'Candidate: [0-9]'; then break; fi
     done
     name=${name/VERSION/$version}
   fi
