@@ -8,7 +8,7 @@ boost_versions="1.81 1.83 1.88 1.90" # the first one that this distribution pack
 
 missing=() # "package|why"
 
-has_package() { dpkg-query -W -f '${db:Status-Status}\n' "$1" 2>/dev/null | grep -qx installed; }
+has_package() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
 
 need_program() { # program package why
   command -v "$1" >/dev/null || missing+=("$2|$3")
@@ -87,7 +87,7 @@ packages=()
 for name in "${names[@]}"; do
   if [[ $name == *VERSION* ]]; then
     for version in $boost_versions; do
-      if apt-cache policy "${name/VERSION/$version}" | grep -q 'Candidate: [0-9]'; then break; fi
+      if [[ $(apt-cache policy "${name/VERSION/$version}") == *"Candidate: "[0-9]* ]]; then break; fi
     done
     name=${name/VERSION/$version}
   fi
