@@ -8,7 +8,7 @@ boost_versions="1.81 1.83 1.88 1.90" # the first one that this distribution pack
 
 missing=() # "package|why"
 
-has_package() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
+has_package() { [[ $(dpkg-query -W -f '${db:Status-Status} ' "$1" 2>/dev/null) == installed* ]]; }
 
 need_program() { # program package why
   command -v "$1" >/dev/null || missing+=("$2|$3")
