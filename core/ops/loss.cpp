@@ -52,6 +52,24 @@ Tensor cross_entropy_per_row(const Tensor& logits, const Tensor& targets, std::i
   return losses;
 }
 
+CrossEntropyResult cross_entropy(const Tensor& logits, const Tensor& targets, std::int64_t ignore_index,
+                                 bool gradient_wanted) {
+  check(logits.defined(), "cross_entropy: logits are undefined");
+  check(is_floating(logits.dtype()), "cross_entropy: expected a floating dtype (f32, f64, bf16), got ", logits.dtype());
+  check(logits.rank() == 2, "cross_entropy: expected logits [n, V], got ", logits.shape());
+  check_targets("cross_entropy", logits, targets);
+  const DType compute = compute_dtype(logits.dtype());
+  const Tensor dense_targets = targets.contiguous();
+  const Tensor inverse = Tensor::empty({1}, compute, logits.device());
+  SWITCHYARD_DISPATCH(logits.device(), inverse_target_count, dense_targets, ignore_index, inverse);
+  const Tensor losses = Tensor::empty({logits.size(0)}, compute, logits.device());
+  const Tensor dlogits = gradient_wanted ? Tensor::empty_like(logits) : Tensor();
+  if (logits.size(0) > 0)
+    SWITCHYARD_DISPATCH(logits.device(), cross_entropy, logits.contiguous(), dense_targets, ignore_index, losses,
+                        dlogits, inverse);
+  return {multiply(sum(losses), inverse.view({})), dlogits};
+}
+
 LinearCrossEntropyResult linear_cross_entropy(const Tensor& x, const Tensor& w, const Tensor& bias,
                                               const Tensor& targets, std::int64_t ignore_index, bool gradients_wanted,
                                               std::int64_t rows_per_chunk) {
