@@ -148,7 +148,7 @@ SwitchHead::SwitchHead(const SwitchHeadOptions& options, Generator& generator)
     const nn::Initializer init = nn::init::fan_in_normal(options_.init_scale);
     output_gate_ = register_parameter("output_gate", init({options_.heads, options_.width}, generator));
   }
-  register_module("core", core_);
+  register_module("", core_);
 }
 
 nn::LayerOutput SwitchHead::forward(const Variable& x, const nn::AttentionArguments& arguments) {

@@ -49,7 +49,7 @@ class HeadProjection : public nn::Module {
 ///
 /// Parameters: query, key, value, output, each with weight [H d, D] ([D, H d] for output) when plain, or
 /// [H E, D, d] ([H E, d, D] for output) as experts, expert e of head h being number h E + e; <projection>_router.weight
-/// [H E, D] per set of experts, or one router.weight; output_gate [H, D] with E = 1; core.position.* with xl
+/// [H E, D] per set of experts, or one router.weight; output_gate [H, D] with E = 1; position.projection.weight [H d, D] with xl
 /// positions. Weights with n inputs start normal with deviation init_scale / sqrt(n); the output has n = H d.
 class SwitchHead : public nn::AttentionLayer {
  public:
