@@ -263,6 +263,22 @@ TEST(Attention, SumsOverTheBatchDoNotDependOnItsCutting) {
   expect_equal_to_naive(operands({37, 4, 5, 1, 3, 2}, kPositions, DType::f64), 1e-11);
 }
 
+TEST(Attention, IsDeterministic) {
+  const Operands in = operands({9, 70, 70, 3, 8, 8}, kCausal | kPositions | kDropout, DType::f32);
+  const auto run = [&] {
+    const auto result = ops::attention(in.query, in.key, in.value, in.options);
+    const auto gradients = ops::attention_backward(in.dout, in.query, in.key, in.value, result, in.options);
+    auto values = result.out.to_vector<float>();
+    for (const Tensor& x : {gradients.dquery, gradients.dkey, gradients.dvalue, gradients.dposition_key}) {
+      const auto more = x.to_vector<float>();
+      values.insert(values.end(), more.begin(), more.end());
+    }
+    return values;
+  };
+  const auto first = run();
+  for (int i = 0; i < 5; ++i) EXPECT_EQ(run(), first);
+}
+
 TEST(Attention, GradientsAreThoseOfTheForwardPass) {
   const Operands in = operands({2, 4, 5, 2, 3, 2}, kPositions | kMask | kDropout, DType::f64);
   const auto objective = [&] {

@@ -254,6 +254,23 @@ TEST(ExpertMatmul, GradientsAreThoseOfTheForwardPass) {
   EXPECT_CLOSE(weight.dbias, numeric(in.bias), 1e-9);
 }
 
+TEST(ExpertMatmul, IsDeterministic) {
+  const auto plan = ops::routing_plan(ops::top_k(random_tensor({700, 16}, 1, DType::f32), 4), 16);
+  const ExpertMatmulOptions options = {Rows::pair, Rows::token};
+  const Operands in = operands(plan, options, 24, 96, true, true, DType::f32);
+  const auto run = [&] {
+    auto values = ops::expert_matmul(in.x, in.weight, in.bias, in.gates, plan, options).to_vector<float>();
+    const auto weight = ops::expert_matmul_weight_backward(in.dy, in.x, in.gates, plan, options, true);
+    for (const Tensor& x : {weight.dweight, weight.dbias}) {
+      const auto more = x.to_vector<float>();
+      values.insert(values.end(), more.begin(), more.end());
+    }
+    return values;
+  };
+  const auto first = run();
+  for (int i = 0; i < 5; ++i) EXPECT_EQ(run(), first);
+}
+
 TEST(ExpertMatmul, RowsWithoutAPairAreZero) {
   const Tensor mask = Tensor::zeros({3, 2}, DType::boolean);
   mask.data<bool>()[2] = true;  // token 1, expert 0
