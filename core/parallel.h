@@ -27,7 +27,7 @@ void parallel_for(std::int64_t begin, std::int64_t end, std::int64_t grain, F&& 
   std::exception_ptr error;
   bool failed = false;
   const std::int64_t pieces = (count + piece - 1) / piece;
-#pragma omp parallel for schedule(dynamic) num_threads(static_cast<int>(std::min(threads, pieces)))
+#pragma omp parallel for schedule(dynamic) num_threads(static_cast <int>(std::min(threads, pieces)))
   for (std::int64_t i = 0; i < pieces; ++i) {
     bool skip;
 #pragma omp atomic read

@@ -205,13 +205,16 @@ Shape Tensor::resolve_shape(const char* op, Shape shape) const {
 bool Tensor::try_view(const Shape& shape, Shape& strides) const {
   strides = contiguous_strides(shape);
   if (is_contiguous()) return true;
-  // Walk both shapes from the end: every run of old axes that lie dense in memory may be cut up freely.
+  // Walk both shapes from the end: every run of old axes that lie dense in memory may be cut up freely. Axes of size 1
+  // have no say, whatever their strides are.
+  Shape axes;
+  for (std::int64_t axis = 0; axis < rank(); ++axis)
+    if (shape_[axis] != 1) axes.push_back(axis);
   std::int64_t next = shape.rank() - 1;
-  for (std::int64_t axis = rank() - 1; axis >= 0;) {
-    std::int64_t run = shape_[axis];
-    const std::int64_t run_stride = strides_[axis];
-    while (--axis >= 0 && (shape_[axis] == 1 || strides_[axis] == strides_[axis + 1] * shape_[axis + 1]))
-      run *= shape_[axis];
+  for (std::int64_t i = axes.rank() - 1; i >= 0;) {
+    std::int64_t run = shape_[axes[i]];
+    const std::int64_t run_stride = strides_[axes[i]];
+    while (--i >= 0 && strides_[axes[i]] == strides_[axes[i + 1]] * shape_[axes[i + 1]]) run *= shape_[axes[i]];
     std::int64_t inside = 1;
     while (next >= 0 && inside * shape[next] <= run && (inside < run || shape[next] == 1)) {
       strides[next] = run_stride * inside;
@@ -219,7 +222,7 @@ bool Tensor::try_view(const Shape& shape, Shape& strides) const {
     }
     if (inside != run) return false;
   }
-  return next < 0;
+  return true;  // the sizes agree, so what is left of the new shape are axes of size 1
 }
 
 Tensor Tensor::view(const Shape& shape) const {

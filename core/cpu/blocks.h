@@ -60,11 +60,10 @@ class Writer {
     buffer_ = std::make_unique_for_overwrite<A[]>(static_cast<std::size_t>(operand.block));
   }
 
-  A* target(std::int64_t offset) {
-    return buffer_ ? buffer_.get() : reinterpret_cast<A*>(bytes_ + offset * size_);
-  }
+  A* target(std::int64_t offset) { return buffer_ ? buffer_.get() : reinterpret_cast<A*>(bytes_ + offset * size_); }
   void flush(std::int64_t offset, std::int64_t count) {
-    if (buffer_) convert_(reinterpret_cast<const std::byte*>(buffer_.get()), 1, bytes_ + offset * size_, stride_, count);
+    if (buffer_)
+      convert_(reinterpret_cast<const std::byte*>(buffer_.get()), 1, bytes_ + offset * size_, stride_, count);
   }
 
  private:

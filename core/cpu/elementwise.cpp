@@ -39,7 +39,8 @@ void for_blocks(Kernel kernel, As<Out> out, As<In>... in) {
         }
       });
     });
-  }(std::index_sequence_for<In...>{});
+  }
+  (std::index_sequence_for<In...>{});
 }
 
 // ---- unary: forward(x), and backward(dy, x) = dy forward'(x) ----
@@ -54,99 +55,113 @@ constexpr A kSqrtHalf = A(0.70710678118654752440);
 template <class A>
 constexpr A kSqrtTwoOverPi = A(0.79788456080286535588);
 
+template <class A>
 struct Identity {
-  template <class A> static A forward(A x) { return x; }
-  template <class A> static A backward(A dy, A) { return dy; }
+  static A forward(A x) { return x; }
+  static A backward(A dy, A) { return dy; }
 };
+template <class A>
 struct Negate {
-  template <class A> static A forward(A x) { return -x; }
-  template <class A> static A backward(A dy, A) { return -dy; }
+  static A forward(A x) { return -x; }
+  static A backward(A dy, A) { return -dy; }
 };
+template <class A>
 struct Exp {
-  template <class A> static A forward(A x) { return fast_exp(x); }
-  template <class A> static A backward(A dy, A x) { return dy * fast_exp(x); }
+  static A forward(A x) { return fast_exp(x); }
+  static A backward(A dy, A x) { return dy * fast_exp(x); }
 };
+template <class A>
 struct Log {
-  template <class A> static A forward(A x) { return std::log(x); }
-  template <class A> static A backward(A dy, A x) { return dy / x; }
+  static A forward(A x) { return std::log(x); }
+  static A backward(A dy, A x) { return dy / x; }
 };
+template <class A>
 struct Sqrt {
-  template <class A> static A forward(A x) { return std::sqrt(x); }
-  template <class A> static A backward(A dy, A x) { return dy * A(0.5) / std::sqrt(x); }
+  static A forward(A x) { return std::sqrt(x); }
+  static A backward(A dy, A x) { return dy * A(0.5) / std::sqrt(x); }
 };
+template <class A>
 struct Square {
-  template <class A> static A forward(A x) { return x * x; }
-  template <class A> static A backward(A dy, A x) { return dy * A(2) * x; }
+  static A forward(A x) { return x * x; }
+  static A backward(A dy, A x) { return dy * A(2) * x; }
 };
+template <class A>
 struct Abs {
-  template <class A> static A forward(A x) { return std::fabs(x); }
-  template <class A> static A backward(A dy, A x) { return x > 0 ? dy : x < 0 ? -dy : x == 0 ? A(0) : x; }
+  static A forward(A x) { return std::fabs(x); }
+  static A backward(A dy, A x) { return x > 0 ? dy : x < 0 ? -dy : x == 0 ? A(0) : x; }
 };
+template <class A>
 struct Relu {
-  template <class A> static A forward(A x) { return x <= 0 ? A(0) : x; }  // NaN stays
-  template <class A> static A backward(A dy, A x) { return x <= 0 ? A(0) : dy; }
+  static A forward(A x) { return x <= 0 ? A(0) : x; }  // NaN stays
+  static A backward(A dy, A x) { return x <= 0 ? A(0) : dy; }
 };
+template <class A>
 struct Gelu {
-  template <class A> static A normal_distribution(A x) { return A(0.5) + A(0.5) * fast_erf(x * kSqrtHalf<A>); }
-  template <class A> static A forward(A x) { return x * normal_distribution(x); }
-  template <class A> static A backward(A dy, A x) {
+  static A normal_distribution(A x) { return A(0.5) + A(0.5) * fast_erf(x * kSqrtHalf<A>); }
+  static A forward(A x) { return x * normal_distribution(x); }
+  static A backward(A dy, A x) {
     const A density = A(0.5) * kSqrtHalf<A> * A(1.12837916709551257390) * fast_exp(A(-0.5) * x * x);
     return dy * (normal_distribution(x) + x * density);
   }
 };
+template <class A>
 struct GeluTanh {
-  template <class A> static A inner(A x) { return kSqrtTwoOverPi<A> * (x + A(0.044715) * x * x * x); }
-  template <class A> static A forward(A x) { return A(0.5) * x * (A(1) + fast_tanh(inner(x))); }
-  template <class A> static A backward(A dy, A x) {
+  static A inner(A x) { return kSqrtTwoOverPi<A> * (x + A(0.044715) * x * x * x); }
+  static A forward(A x) { return A(0.5) * x * (A(1) + fast_tanh(inner(x))); }
+  static A backward(A dy, A x) {
     const A t = fast_tanh(inner(x));
     const A slope = kSqrtTwoOverPi<A> * (A(1) + A(3 * 0.044715) * x * x);
     return dy * A(0.5) * (A(1) + t + x * (A(1) - t * t) * slope);
   }
 };
+template <class A>
 struct Silu {
-  template <class A> static A forward(A x) { return x * sigmoid(x); }
-  template <class A> static A backward(A dy, A x) {
+  static A forward(A x) { return x * sigmoid(x); }
+  static A backward(A dy, A x) {
     const A s = sigmoid(x);
     return dy * s * (A(1) + x * (A(1) - s));
   }
 };
+template <class A>
 struct Sigmoid {
-  template <class A> static A forward(A x) { return sigmoid(x); }
-  template <class A> static A backward(A dy, A x) {
+  static A forward(A x) { return sigmoid(x); }
+  static A backward(A dy, A x) {
     const A s = sigmoid(x);
     return dy * s * (A(1) - s);
   }
 };
+template <class A>
 struct Tanh {
-  template <class A> static A forward(A x) { return fast_tanh(x); }
-  template <class A> static A backward(A dy, A x) {
+  static A forward(A x) { return fast_tanh(x); }
+  static A backward(A dy, A x) {
     const A t = fast_tanh(x);
     return dy * (A(1) - t * t);
   }
 };
+template <class A>
 struct Softplus {
-  template <class A> static A forward(A x) { return (x > 0 ? x : A(0)) + std::log1p(std::exp(-std::fabs(x))); }
-  template <class A> static A backward(A dy, A x) { return dy * sigmoid(x); }
+  static A forward(A x) { return (x > 0 ? x : A(0)) + std::log1p(std::exp(-std::fabs(x))); }
+  static A backward(A dy, A x) { return dy * sigmoid(x); }
 };
 
 /// Calls f with the struct of `op`.
-template <class F>
+template <class A, class F>
 auto with_unary(Unary op, F&& f) {
   switch (op) {
-    case Unary::identity: return f(Identity{});
-    case Unary::negate: return f(Negate{});
-    case Unary::exp: return f(Exp{});
-    case Unary::log: return f(Log{});
-    case Unary::sqrt: return f(Sqrt{});
-    case Unary::square: return f(Square{});
-    case Unary::abs: return f(Abs{});
-    case Unary::relu: return f(Relu{});
-    case Unary::gelu: return f(Gelu{});
-    case Unary::gelu_tanh: return f(GeluTanh{});
-    case Unary::silu: return f(Silu{});
-    case Unary::sigmoid: return f(Sigmoid{});
-    case Unary::tanh: return f(Tanh{});
-    case Unary::softplus: return f(Softplus{});
+    case Unary::identity: return f(Identity<A>{});
+    case Unary::negate: return f(Negate<A>{});
+    case Unary::exp: return f(Exp<A>{});
+    case Unary::log: return f(Log<A>{});
+    case Unary::sqrt: return f(Sqrt<A>{});
+    case Unary::square: return f(Square<A>{});
+    case Unary::abs: return f(Abs<A>{});
+    case Unary::relu: return f(Relu<A>{});
+    case Unary::gelu: return f(Gelu<A>{});
+    case Unary::gelu_tanh: return f(GeluTanh<A>{});
+    case Unary::silu: return f(Silu<A>{});
+    case Unary::sigmoid: return f(Sigmoid<A>{});
+    case Unary::tanh: return f(Tanh<A>{});
+    case Unary::softplus: return f(Softplus<A>{});
   }
   fail("unary: no such operation");
 }
@@ -165,56 +180,67 @@ void unary_backward_block(std::int64_t count, A* dx, const A* dy, const A* x) {
 
 template <class A>
 auto unary_kernel(Unary op) {
-  return with_unary(op, [](auto f) { return &unary_block<A, decltype(f)>; });
+  return with_unary<A>(op, [](auto f) { return &unary_block<A, decltype(f)>; });
 }
 
 template <class A>
 auto unary_backward_kernel(Unary op) {
-  return with_unary(op, [](auto f) { return &unary_backward_block<A, decltype(f)>; });
+  return with_unary<A>(op, [](auto f) { return &unary_backward_block<A, decltype(f)>; });
 }
 
 // ---- binary ----
 
+template <class A>
 struct Add {
-  template <class A> static A apply(A a, A b) { return static_cast<A>(a + b); }
+  static A apply(A a, A b) { return static_cast<A>(a + b); }
 };
+template <class A>
 struct Subtract {
-  template <class A> static A apply(A a, A b) { return static_cast<A>(a - b); }
+  static A apply(A a, A b) { return static_cast<A>(a - b); }
 };
+template <class A>
 struct Multiply {
-  template <class A> static A apply(A a, A b) { return static_cast<A>(a * b); }
+  static A apply(A a, A b) { return static_cast<A>(a * b); }
 };
+template <class A>
 struct Divide {
-  template <class A> static A apply(A a, A b) {
+  static A apply(A a, A b) {
     if constexpr (std::is_integral_v<A>) check(b != 0, "divide: integer division by zero");
     return static_cast<A>(a / b);
   }
 };
-struct Maximum {  // either operand's NaN wins
-  template <class A> static A apply(A a, A b) { return (a > b || a != a) ? a : b; }
+template <class A>
+struct Maximum {
+  static A apply(A a, A b) { return maximum(a, b); }
 };
+template <class A>
 struct Minimum {
-  template <class A> static A apply(A a, A b) { return (a < b || a != a) ? a : b; }
+  static A apply(A a, A b) { return (a < b || a != a) ? a : b; }
 };
+template <class A>
 struct Equal {
-  template <class A> static bool apply(A a, A b) { return a == b; }
+  static bool apply(A a, A b) { return a == b; }
 };
+template <class A>
 struct Less {
-  template <class A> static bool apply(A a, A b) { return a < b; }
+  static bool apply(A a, A b) { return a < b; }
 };
+template <class A>
 struct LessEqual {
-  template <class A> static bool apply(A a, A b) { return a <= b; }
+  static bool apply(A a, A b) { return a <= b; }
 };
+template <class A>
 struct LogicalOr {
-  template <class A> static bool apply(A a, A b) { return (a != A(0)) | (b != A(0)); }
+  static bool apply(A a, A b) { return (a != A(0)) | (b != A(0)); }
 };
+template <class A>
 struct LogicalAnd {
-  template <class A> static bool apply(A a, A b) { return (a != A(0)) & (b != A(0)); }
+  static bool apply(A a, A b) { return (a != A(0)) & (b != A(0)); }
 };
 
 template <class A, class R, class Op>
 void binary_block(std::int64_t count, R* out, const A* a, const A* b) {
-  if constexpr (std::is_same_v<Op, Divide> && std::is_integral_v<A>) {
+  if constexpr (std::is_same_v<Op, Divide<A>> && std::is_integral_v<A>) {
     for (std::int64_t i = 0; i < count; ++i) out[i] = Op::apply(a[i], b[i]);  // may throw
   } else {
 #pragma omp simd
@@ -230,12 +256,12 @@ using ComparisonBlock = void (*)(std::int64_t, bool*, const A*, const A*);
 template <class A>
 ArithmeticBlock<A> arithmetic_kernel(Binary op) {
   switch (op) {
-    case Binary::add: return binary_block<A, A, Add>;
-    case Binary::subtract: return binary_block<A, A, Subtract>;
-    case Binary::multiply: return binary_block<A, A, Multiply>;
-    case Binary::divide: return binary_block<A, A, Divide>;
-    case Binary::maximum: return binary_block<A, A, Maximum>;
-    case Binary::minimum: return binary_block<A, A, Minimum>;
+    case Binary::add: return binary_block<A, A, Add<A>>;
+    case Binary::subtract: return binary_block<A, A, Subtract<A>>;
+    case Binary::multiply: return binary_block<A, A, Multiply<A>>;
+    case Binary::divide: return binary_block<A, A, Divide<A>>;
+    case Binary::maximum: return binary_block<A, A, Maximum<A>>;
+    case Binary::minimum: return binary_block<A, A, Minimum<A>>;
     default: fail("binary: no such operation");
   }
 }
@@ -243,11 +269,11 @@ ArithmeticBlock<A> arithmetic_kernel(Binary op) {
 template <class A>
 ComparisonBlock<A> comparison_kernel(Binary op) {
   switch (op) {
-    case Binary::equal: return binary_block<A, bool, Equal>;
-    case Binary::less: return binary_block<A, bool, Less>;
-    case Binary::less_equal: return binary_block<A, bool, LessEqual>;
-    case Binary::logical_or: return binary_block<A, bool, LogicalOr>;
-    case Binary::logical_and: return binary_block<A, bool, LogicalAnd>;
+    case Binary::equal: return binary_block<A, bool, Equal<A>>;
+    case Binary::less: return binary_block<A, bool, Less<A>>;
+    case Binary::less_equal: return binary_block<A, bool, LessEqual<A>>;
+    case Binary::logical_or: return binary_block<A, bool, LogicalOr<A>>;
+    case Binary::logical_and: return binary_block<A, bool, LogicalAnd<A>>;
     default: fail("binary: no such operation");
   }
 }

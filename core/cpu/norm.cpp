@@ -85,7 +85,8 @@ void layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, doubl
         const A* from = reader.read(row * d, d);
         A* to = writer.target(row * d);
         const A m = lane_sum<A>(d, [=](std::int64_t i) { return from[i]; }) / static_cast<A>(d);
-        const A variance = lane_sum<A>(d, [=](std::int64_t i) { return (from[i] - m) * (from[i] - m); }) / static_cast<A>(d);
+        const A variance =
+            lane_sum<A>(d, [=](std::int64_t i) { return (from[i] - m) * (from[i] - m); }) / static_cast<A>(d);
         const A inverse = A(1) / std::sqrt(variance + static_cast<A>(epsilon));
 #pragma omp simd
         for (std::int64_t i = 0; i < d; ++i) to[i] = (from[i] - m) * inverse * scale[i] + shift[i];

@@ -31,14 +31,14 @@ struct Sum {
 
 template <class Wide>
 struct Max {
-  static constexpr Wide kStart =
-      std::numeric_limits<Wide>::has_infinity ? -std::numeric_limits<Wide>::infinity() : std::numeric_limits<Wide>::lowest();
+  static constexpr Wide kStart = std::numeric_limits<Wide>::has_infinity ? -std::numeric_limits<Wide>::infinity()
+                                                                         : std::numeric_limits<Wide>::lowest();
   static Wide join(Wide a, Wide b) { return maximum(a, b); }
   template <class In>
   static Wide block(const In* x, std::int64_t count) {
-    return static_cast<Wide>(lane_max<In>(x, count, std::numeric_limits<In>::has_infinity
-                                                        ? -std::numeric_limits<In>::infinity()
-                                                        : std::numeric_limits<In>::lowest()));
+    return static_cast<Wide>(lane_max<In>(x, count,
+                                          std::numeric_limits<In>::has_infinity ? -std::numeric_limits<In>::infinity()
+                                                                                : std::numeric_limits<In>::lowest()));
   }
 };
 
@@ -84,13 +84,13 @@ void reduce_rows(const Tensor& x, const Split& split, std::int64_t pieces, Wide*
         for (std::int64_t o = 0; o < run; ++o) {
           const std::int64_t base = at[1] + o * split.kept.inner_strides()[1];
           Wide total = Op::kStart;
-          split.reduced.walk(piece * kRowPiece, std::min(length, (piece + 1) * kRowPiece),
-                             [&](const auto& from, std::int64_t count) {
-            for (std::int64_t done = 0; done < count; done += kBlock) {
-              const std::int64_t block = std::min(kBlock, count - done);
-              total = Op::join(total, Op::block(reader.read(base + from[0] + done * stride, block), block));
-            }
-          });
+          split.reduced.walk(
+              piece * kRowPiece, std::min(length, (piece + 1) * kRowPiece), [&](const auto& from, std::int64_t count) {
+                for (std::int64_t done = 0; done < count; done += kBlock) {
+                  const std::int64_t block = std::min(kBlock, count - done);
+                  total = Op::join(total, Op::block(reader.read(base + from[0] + done * stride, block), block));
+                }
+              });
           *to++ = total;
         }
       });
@@ -115,12 +115,13 @@ void reduce_columns(const Tensor& x, const Split& split, std::int64_t pieces, Wi
         std::fill(to, to + count, Op::kStart);
         split.reduced.walk(piece * kColumnPiece, std::min(length, (piece + 1) * kColumnPiece),
                            [&](const auto& from, std::int64_t rows) {
-          for (std::int64_t row = 0; row < rows; ++row) {
-            const In* values = reader.read(at[1] + from[0] + row * stride, count);
+                             for (std::int64_t row = 0; row < rows; ++row) {
+                               const In* values = reader.read(at[1] + from[0] + row * stride, count);
 #pragma omp simd
-            for (std::int64_t c = 0; c < count; ++c) to[c] = Op::join(to[c], static_cast<Wide>(values[c]));
-          }
-        });
+                               for (std::int64_t c = 0; c < count; ++c)
+                                 to[c] = Op::join(to[c], static_cast<Wide>(values[c]));
+                             }
+                           });
         to += count;
       });
     }
@@ -139,8 +140,7 @@ void reduce_as(const Tensor& x, const Tensor& out, Wide divisor) {
     else reduce_rows<Op, In>(x, split, pieces, totals.data());
   }
   for (std::int64_t o = 0; o < outputs; ++o) {
-    for (std::int64_t piece = 1; piece < pieces; ++piece)
-      totals[o] = Op::join(totals[o], totals[piece * outputs + o]);
+    for (std::int64_t piece = 1; piece < pieces; ++piece) totals[o] = Op::join(totals[o], totals[piece * outputs + o]);
     totals[o] /= divisor;
   }
   const ConvertFunction convert = convert_function(dtype_of<Wide>(), out.dtype());
@@ -205,7 +205,8 @@ void count_nonfinite(const Tensor& x, const Tensor& out) {
           const std::int64_t count = std::min(kBlock, last - at);
           const A* values = reader.read(at, count);
           // x - x is 0 for finite x and NaN otherwise.
-          counts[piece] += lane_sum<std::int64_t>(count, [values](std::int64_t i) { return values[i] - values[i] != 0; });
+          counts[piece] +=
+              lane_sum<std::int64_t>(count, [values](std::int64_t i) { return values[i] - values[i] != 0; });
         }
       }
     });

@@ -9,10 +9,12 @@
 namespace switchyard::ops {
 namespace {
 
-constexpr std::array<std::string_view, 14> kUnaryNames = {"identity", "negate", "exp",       "log",  "sqrt",    "square", "abs",
-                                                          "relu",     "gelu",   "gelu_tanh", "silu", "sigmoid", "tanh",   "softplus"};
-constexpr std::array<std::string_view, 11> kBinaryNames = {"add",   "subtract", "multiply",   "divide",     "maximum",    "minimum",
-                                                           "equal", "less",     "less_equal", "logical_or", "logical_and"};
+constexpr std::array<std::string_view, 14> kUnaryNames = {"identity", "negate",  "exp",  "log",     "sqrt",
+                                                          "square",   "abs",     "relu", "gelu",    "gelu_tanh",
+                                                          "silu",     "sigmoid", "tanh", "softplus"};
+constexpr std::array<std::string_view, 11> kBinaryNames = {"add",        "subtract",   "multiply",   "divide",
+                                                           "maximum",    "minimum",    "equal",      "less",
+                                                           "less_equal", "logical_or", "logical_and"};
 constexpr std::array kActivations = {Unary::identity, Unary::abs,     Unary::relu, Unary::gelu,    Unary::gelu_tanh,
                                      Unary::silu,     Unary::sigmoid, Unary::tanh, Unary::softplus};
 

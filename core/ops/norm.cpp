@@ -81,8 +81,7 @@ NormGradients layer_norm_backward(const Tensor& dy, const Tensor& x, const Tenso
   check_saved(kName, "inverse_deviation", inverse_deviation, x);
   NormGradients out{Tensor::empty_like(x), {}, {}};
   if (weight.defined()) out.dweight = Tensor::zeros_like(weight);
-  if (has_bias)
-    out.dbias = Tensor::zeros({x.size(-1)}, weight.defined() ? weight.dtype() : x.dtype(), x.device());
+  if (has_bias) out.dbias = Tensor::zeros({x.size(-1)}, weight.defined() ? weight.dtype() : x.dtype(), x.device());
   if (x.numel() > 0)
     SWITCHYARD_DISPATCH(x.device(), layer_norm_backward, rows(dy), rows(x), dense(weight), mean.view({-1}),
                         inverse_deviation.view({-1}), rows(out.dx), out.dweight, out.dbias);

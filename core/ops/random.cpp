@@ -30,8 +30,8 @@ Tensor normal(const Shape& shape, const RandomStream& stream, double mean, doubl
   check_stream("normal", stream);
   check(!stream.base.device().is_cuda(), "normal: needs a stream of the cpu, got one of ", stream.base.device());
   check(is_floating(dtype), "normal: expected a floating dtype (f32, f64, bf16), got ", dtype);
-  check(std::isfinite(mean) && std::isfinite(deviation) && deviation >= 0, "normal: bad mean ", mean,
-        " or deviation ", deviation);
+  check(std::isfinite(mean) && std::isfinite(deviation) && deviation >= 0, "normal: bad mean ", mean, " or deviation ",
+        deviation);
   const Tensor out = Tensor::empty(shape, DType::f64);
   double* const to = out.data<double>();
   const std::int64_t numel = out.numel();
