@@ -1,0 +1,61 @@
+#include "train/run_folder.h"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <regex>
+
+#include "tests/train/temporary_folder.h"
+
+namespace switchyard::train {
+namespace {
+
+namespace fs = std::filesystem;
+
+Config config_in(const fs::path& folder) {
+  Config config;
+  config.output.folder = folder.string();
+  config.output.name = "demo";
+  config.model.layers = 3;
+  return config;
+}
+
+TEST(RunFolder, IsNamedByConfigAndDateAndHoldsTheConfig) {
+  const TemporaryFolder folder;
+  const Config config = config_in(folder / "runs");
+  const RunFolder first = RunFolder::create(config);
+  const RunFolder second = RunFolder::create(config);  // within the same second, mostly
+  EXPECT_NE(first.path(), second.path());
+  const std::regex pattern(R"(demo-\d{4}-\d{2}-\d{2}-\d{6}(-2)?)");
+  EXPECT_TRUE(std::regex_match(first.path().filename().string(), pattern)) << first.path();
+  EXPECT_TRUE(std::regex_match(second.path().filename().string(), pattern)) << second.path();
+  EXPECT_EQ(to_json(first.config()), to_json(config));
+  EXPECT_EQ(first.config({"model.layers=5"}).model.layers, 5);
+}
+
+TEST(RunFolder, TwoProgramsCannotShareOne) {
+  const TemporaryFolder folder;
+  fs::path path;
+  {
+    const RunFolder run = RunFolder::create(config_in(folder.path()));
+    path = run.path();
+    EXPECT_EQ(message_of([&] { RunFolder::open(path); }),
+              "run folder: " + path.string() + ": is in use by process " + std::to_string(::getpid()));
+  }
+  const RunFolder again = RunFolder::open(path);
+  EXPECT_EQ(again.config().model.layers, 3);
+}
+
+TEST(RunFolder, ErrorsNameTheFolder) {
+  const TemporaryFolder folder;
+  const std::string missing = (folder / "none").string();
+  EXPECT_EQ(message_of([&] { RunFolder::open(missing); }), "run folder: " + missing + ": is no folder");
+  EXPECT_EQ(message_of([&] { RunFolder::open(folder.path()); }),
+            "run folder: " + folder.path().string() + ": has no config.json, expected the folder of a run");
+  write_text(folder / "file", "x");
+  EXPECT_EQ(message_of([&] { RunFolder::create(config_in(folder / "file")); }),
+            "run folder: " + (folder / "file").string() + ": cannot be made: Not a directory");
+}
+
+}  // namespace
+}  // namespace switchyard::train

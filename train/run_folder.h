@@ -1,0 +1,42 @@
+#pragma once
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "train/config.h"
+
+namespace switchyard::train {
+
+/// The folder of one run: `config.json` (every key, resolved), `metrics.jsonl`, `checkpoints/`, `lock`. An open
+/// RunFolder holds the lock, so two programs never write into one folder; the system frees it with the process.
+class RunFolder {
+ public:
+  /// Makes `<config.output.folder>/<config.output.name>-<date>-<time>` (with -2, -3, ... where that exists) and stores
+  /// the config in it. Throws Error naming path and cause.
+  static RunFolder create(const Config& config);
+  /// Opens an existing run to go on with it. Throws Error when it is none or another program works in it.
+  static RunFolder open(const std::filesystem::path& path);
+
+  ~RunFolder();
+  RunFolder(RunFolder&& other) noexcept;
+  RunFolder& operator=(RunFolder&&) = delete;
+
+  const std::filesystem::path& path() const { return path_; }
+  std::filesystem::path config_path() const { return path_ / "config.json"; }
+  std::filesystem::path metrics_path() const { return path_ / "metrics.jsonl"; }
+  std::filesystem::path checkpoints_path() const { return path_ / "checkpoints"; }
+
+  /// The config the run was started with, and the overrides of this start.
+  Config config(const std::vector<std::string>& overrides = {}) const { return load_config(config_path(), overrides); }
+  /// Replaces the stored config.
+  void store(const Config& config) const;
+
+ private:
+  explicit RunFolder(std::filesystem::path path);
+
+  std::filesystem::path path_;
+  int lock_ = -1;
+};
+
+}  // namespace switchyard::train
