@@ -66,13 +66,13 @@ void count_attention(const LanguageModelConfig& config, const Sizes& n, double b
 /// Indices, chosen scores, gates and the two maps of the plan: what one routing keeps per token and chosen expert.
 constexpr double kValuesPerChoice = 5;
 
-/// Norm input and output; query and attended values per token, keys and values per key; two statistics of the norm and one
-/// of each head's softmax; what the routings keep.
+/// Norm input and output; query and attended values per token, keys and values per key; two statistics of the norm and
+/// one of each head's softmax; what the routings keep.
 double attention_values(const LanguageModelConfig& config, const Sizes& n) {
   const AttentionConfig& attention = config.attention;
   double values = 2 * n.width + 2 + 2 * n.all_heads() + 2 * n.all_heads() * n.keys() / n.tokens + n.heads;
   values += routers(attention) * n.heads * n.k * kValuesPerChoice;
-  if (config.memory > 0) values += n.width * n.keys() / n.tokens;  // normed memory and tokens, joined
+  if (config.memory > 0) values += n.width * n.keys() / n.tokens;         // normed memory and tokens, joined
   if (has_output_gate(attention)) values += n.all_heads() + 2 * n.heads;  // the gated result beside the plain one
   return values;
 }
@@ -138,15 +138,14 @@ PaperAttentionCost paper_attention_cost(const LanguageModelConfig& config) {
   const int experts = expert_projections(attention);
   const double context = n.keys() / n.tokens;  // C
   const double square = context * n.tokens * n.tokens;
-  const double position_rows =
-      config.position != PositionKind::xl ? 0
-      : attention.kind == AttentionKind::dense ? 2 * context * n.tokens
-                                               : context * n.tokens;
+  const double position_rows = config.position != PositionKind::xl      ? 0
+                               : attention.kind == AttentionKind::dense ? 2 * context * n.tokens
+                                                                        : context * n.tokens;
   PaperAttentionCost cost;
-  cost.macs = n.heads * ((4 - experts) * n.tokens * n.head_width * n.width +
-                         experts * n.tokens * n.k * n.head_width * (n.width + 1) +
-                         experts * n.tokens * n.width * n.experts + 2 * square * n.head_width +
-                         position_rows * n.head_width * n.width);
+  cost.macs =
+      n.heads *
+      ((4 - experts) * n.tokens * n.head_width * n.width + experts * n.tokens * n.k * n.head_width * (n.width + 1) +
+       experts * n.tokens * n.width * n.experts + 2 * square * n.head_width + position_rows * n.head_width * n.width);
   cost.memory = n.heads * (4 * n.tokens * n.head_width + 2 * square + position_rows * n.head_width);
   return cost;
 }

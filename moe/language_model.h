@@ -15,8 +15,8 @@ std::unique_ptr<nn::FeedForwardLayer> build_feed_forward(const LanguageModelConf
                                                          Generator& generator = nn::initial_weights());
 
 /// The decoder language model that the configuration describes: a dense transformer, SwitchHead (experts in attention),
-/// sigma-MoE (experts in the feed-forward) or SwitchAll (both), on the CPU in f32. Throws Error for a configuration that
-/// validate() refuses, or without a vocabulary_size.
+/// sigma-MoE (experts in the feed-forward) or SwitchAll (both), on the CPU in f32. Throws Error for a configuration
+/// that validate() refuses, or without a vocabulary_size.
 std::unique_ptr<nn::LanguageModel> build_language_model(const LanguageModelConfig& config,
                                                         Generator& generator = nn::initial_weights());
 

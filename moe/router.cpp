@@ -30,8 +30,8 @@ const RouterOptions& checked(const RouterOptions& options) {
   check(options.k >= 1 && options.k <= options.experts, "Router: k is ", options.k, ", expected 1 to the ",
         options.experts, " experts");
   check(options.sinkhorn_rounds >= 1, "Router: sinkhorn_rounds is ", options.sinkhorn_rounds, ", expected at least 1");
-  check(options.expert_dropout >= 0 && options.expert_dropout < 1, "Router: expert_dropout is ",
-        options.expert_dropout, ", expected 0 or more and below 1");
+  check(options.expert_dropout >= 0 && options.expert_dropout < 1, "Router: expert_dropout is ", options.expert_dropout,
+        ", expected 0 or more and below 1");
   return options;
 }
 
@@ -63,8 +63,8 @@ Routing Router::route(const Variable& tokens) {
   const DType compute = ops::compute_dtype(tokens.dtype());
   const std::int64_t rows = tokens.size(0) * tokens.size(1);
   Routing routing;
-  routing.scores = reshape(linear(cast(tokens, compute), cast(weight_, compute)),
-                           {rows, options_.slots, options_.experts});
+  routing.scores =
+      reshape(linear(cast(tokens, compute), cast(weight_, compute)), {rows, options_.slots, options_.experts});
   routing.indices = choose(routing.scores.data(), tokens.size(0));
   routing.gates = cast(gates(routing.scores, routing.indices), tokens.dtype());
   routing.plan = ops::routing_plan(routing.indices, options_.experts);

@@ -28,12 +28,13 @@ struct Routing {
   Variable regularizer;  ///< weighted scalar; undefined for none
 };
 
-/// Scores tokens against experts and picks k of each slot. Parameter weight [H E, D], row h E + e for expert e of slot h.
+/// Scores tokens against experts and picks k of each slot. Parameter weight [H E, D], row h E + e for expert e of slot
+/// h.
 ///
 /// The k largest raw scores are chosen (all activations keep their order), except under sinkmoid in training, where
 /// scores are first balanced within each sequence. Gates are the chosen experts' sigmoid(score), softmax over all E, or
-/// softmax over the chosen k; they are not normalised further, and only they carry gradients. Products and scores are in
-/// the compute dtype (f32 for bf16 tokens), because rounding them would change selections.
+/// softmax over the chosen k; they are not normalised further, and only they carry gradients. Products and scores are
+/// in the compute dtype (f32 for bf16 tokens), because rounding them would change selections.
 class Router : public nn::Module {
  public:
   /// Rows start normal with deviation init_scale / sqrt(D), each then scaled to the norm init_scale, so that no expert

@@ -51,8 +51,8 @@ nn::LayerOutput SigmaMoe::forward(const Variable& x) {
         x.shape());
   const Routing routing = router_.route(x);
   const Variable rows = reshape(x, {x.size(0) * x.size(1), options_.width});
-  const Variable hidden = expert_matmul(rows, keys_, bias_, {}, routing.plan,
-                                        {ops::Rows::token, ops::Rows::pair, options_.activation});
+  const Variable hidden =
+      expert_matmul(rows, keys_, bias_, {}, routing.plan, {ops::Rows::token, ops::Rows::pair, options_.activation});
   Variable y = expert_matmul(hidden, values_, {}, routing.gates, routing.plan,
                              {ops::Rows::pair, ops::Rows::token, ops::Activation::identity});
   if (output_bias_.defined()) y = y + output_bias_;

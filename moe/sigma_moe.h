@@ -22,11 +22,12 @@ struct SigmaMoeOptions {
 
 /// The Mixture-of-Experts feed-forward of Csordás et al., 2023 (arXiv 2310.10837):
 ///   y = sum over the k chosen e of gate_e activation(x keys_e + bias_e) values_e, plus output_bias.
-/// No capacity limit: no token is dropped. Parameters keys [E, D, F], values [E, F, output width], router.weight [E, D],
-/// and with `bias` bias [E, F], output_bias.
+/// No capacity limit: no token is dropped. Parameters keys [E, D, F], values [E, F, output width], router.weight [E,
+/// D], and with `bias` bias [E, F], output_bias.
 ///
-/// As the authors do, keys start normal with deviation init_scale / sqrt(D) and values with init_scale / sqrt(E F), as if
-/// the experts were one dense layer of E F neurons. Between the two products there is one row per pair: N k F values.
+/// As the authors do, keys start normal with deviation init_scale / sqrt(D) and values with init_scale / sqrt(E F), as
+/// if the experts were one dense layer of E F neurons. Between the two products there is one row per pair: N k F
+/// values.
 class SigmaMoe : public nn::FeedForwardLayer {
  public:
   explicit SigmaMoe(const SigmaMoeOptions& options, Generator& generator = nn::initial_weights());

@@ -26,8 +26,8 @@ SwitchHeadOptions completed(SwitchHeadOptions options) {
   check(options.width >= 1, "SwitchHead: width is ", options.width, ", expected at least 1");
   check(options.heads >= 1, "SwitchHead: heads is ", options.heads, ", expected at least 1");
   check(options.head_width > 0 || (options.head_width == 0 && options.width % options.heads == 0),
-        "SwitchHead: head_width is ", options.head_width, ", expected at least 1, or 0 with heads that divide the width ",
-        options.width);
+        "SwitchHead: head_width is ", options.head_width,
+        ", expected at least 1, or 0 with heads that divide the width ", options.width);
   check(options.experts >= 1, "SwitchHead: experts is ", options.experts, ", expected at least 1");
   check(options.selection == SelectionKind::sigmoid || options.selection == SelectionKind::softmax,
         "SwitchHead: selection is ", name_of(options.selection), ", expected sigmoid or softmax");
@@ -62,8 +62,8 @@ HeadProjection::HeadProjection(ProjectionKind kind, const SwitchHeadOptions& opt
   const nn::Initializer init = nn::init::normal(options.init_scale / std::sqrt(static_cast<double>(inputs)));
   const bool experts = options.experts > 1 && listed(options, kind);
   const std::int64_t count = options.heads * options.experts;
-  const Shape of_experts = is_output_ ? Shape{count, options.head_width, options.width}
-                                      : Shape{count, options.width, options.head_width};
+  const Shape of_experts =
+      is_output_ ? Shape{count, options.head_width, options.width} : Shape{count, options.width, options.head_width};
   weight_ = register_parameter("weight", init(experts ? of_experts : Shape{outputs, inputs}, generator));
 }
 
@@ -119,8 +119,7 @@ class SwitchHead::Pass {
                                       ? layer_.routers_[static_cast<std::size_t>(kind)]->options()
                                       : layer_.shared_router_->options();
     const Shape shape = {selector.size(0), selector.size(1), router.slots, router.k};
-    inspection_->selections.push_back(
-        {full_name(kind), routing.indices.view(shape), routing.gates.data().view(shape)});
+    inspection_->selections.push_back({full_name(kind), routing.indices.view(shape), routing.gates.data().view(shape)});
   }
 
   const SwitchHead& layer_;

@@ -19,7 +19,8 @@
 #include "core/ops/reduce.h"
 #include "nn/module.h"
 
-/// Reading the golden files (README.md here) and comparing with them. Shapes and hyperparameters come from the files alone.
+/// Reading the golden files (README.md here) and comparing with them. Shapes and hyperparameters come from the files
+/// alone.
 namespace switchyard::golden {
 
 inline std::filesystem::path folder() {
@@ -182,14 +183,12 @@ struct Numbers {
   DType dtype;
   bool rounded_to_bf16 = false;
 
-  Tensor of(const Tensor& tensor) const {
-    return (rounded_to_bf16 ? tensor.to(DType::bf16) : tensor).to(dtype);
-  }
+  Tensor of(const Tensor& tensor) const { return (rounded_to_bf16 ? tensor.to(DType::bf16) : tensor).to(dtype); }
 };
 
 /// Puts the file's parameters, by their names there, into a module; every parameter must be given.
-inline void load_parameters(nn::Module& module, const File& file, const std::map<std::string, std::string>& ours_to_file,
-                            const Numbers& numbers) {
+inline void load_parameters(nn::Module& module, const File& file,
+                            const std::map<std::string, std::string>& ours_to_file, const Numbers& numbers) {
   module.to(numbers.dtype);
   for (const auto& parameter : module.named_parameters()) {
     const auto found = ours_to_file.find(parameter.name);
@@ -201,7 +200,8 @@ inline void load_parameters(nn::Module& module, const File& file, const std::map
   }
 }
 
-/// With the tie rule: experts 1 and 2 of each group of `experts` along the first axis are added into 1, and 2 becomes 0.
+/// With the tie rule: experts 1 and 2 of each group of `experts` along the first axis are added into 1, and 2 becomes
+/// 0.
 inline Tensor merge_tied(const Tensor& gradient, std::int64_t experts) {
   check(experts >= 3 && gradient.size(0) % experts == 0, "merge_tied: shape ", gradient.shape(), ", ", experts,
         " experts");

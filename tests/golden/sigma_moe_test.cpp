@@ -1,4 +1,5 @@
 #include "moe/sigma_moe.h"
+
 #include "tests/golden/golden.h"
 
 namespace switchyard::golden {
@@ -87,8 +88,8 @@ std::string check_file(const File& file) {
     Comparison comparison(file, precision);
     const Results results = evaluate(file, {precision.dtype}).results;
     compare(file, comparison, results, reference, all);
-    const double loss = objective(results.at("out"), file.tensor("w")) +
-                        kRegularizerWeight * results.at("reg").item<double>();
+    const double loss =
+        objective(results.at("out"), file.tensor("w")) + kRegularizerWeight * results.at("reg").item<double>();
     comparison.loss(loss, file.tensor("loss").item<double>(), file.tensor("out"), file.tensor("w"));
     worst[std::string(name_of(precision.dtype))] = comparison.worst();
   }

@@ -1,6 +1,7 @@
+#include "moe/switch_head.h"
+
 #include "autograd/grad_mode.h"
 #include "core/ops/index.h"
-#include "moe/switch_head.h"
 #include "tests/golden/golden.h"
 
 namespace switchyard::golden {
@@ -20,8 +21,8 @@ moe::SwitchHeadOptions options_of(const File& file, bool xl) {
   options.position.kind = nn::PositionKind::rope;
   options.position.base = std::stod(file.text("rope_base", "10000"));
   // Half a channel more, so that rounding of the quotient cannot lose a channel.
-  options.position.fraction = std::min(1.0, (static_cast<double>(file.integer("n_rotate")) + 0.5) /
-                                                static_cast<double>(options.head_width));
+  options.position.fraction =
+      std::min(1.0, (static_cast<double>(file.integer("n_rotate")) + 0.5) / static_cast<double>(options.head_width));
   return options;
 }
 
@@ -100,8 +101,8 @@ class Layer {
     return results;
   }
 
-  /// Decoding with the cache, `first` tokens and then `step` at a time, gives the rows of `out`; the cache then holds the
-  /// keys and values of all tokens.
+  /// Decoding with the cache, `first` tokens and then `step` at a time, gives the rows of `out`; the cache then holds
+  /// the keys and values of all tokens.
   void check_decoding(std::int64_t first, std::int64_t step, const Tensor& out, Comparison& comparison) {
     const NoGradGuard no_grad;
     const Tensor x = sources_.at("x").data();

@@ -21,7 +21,9 @@ using Inputs = std::map<std::string, Variable>;
 /// [B, H, T, d] as in the files <-> [B, T, H, d].
 Variable swap_heads(const Variable& x) { return transpose(x, 1, 2); }
 
-double number_after(const std::string& name, const std::string& prefix) { return std::stod(name.substr(prefix.size())); }
+double number_after(const std::string& name, const std::string& prefix) {
+  return std::stod(name.substr(prefix.size()));
+}
 
 Variable rotate(const Variable& x, double base, std::int64_t first_position) {
   const auto tables = ops::rope_tables(first_position + x.size(2), x.size(3), base, x.dtype(), x.device());
@@ -113,8 +115,8 @@ void check_adamw(const File& file, const std::string& name, Comparison& comparis
   int moments = 0;
   for (const auto& [state, tensor] : optimizer.state_tensors())
     for (const auto& p : parameters)
-      for (const auto& [ours, theirs] : {std::pair(".first_moment", ".final_exp_avg."),
-                                         std::pair(".second_moment", ".final_exp_avg_sq.")})
+      for (const auto& [ours, theirs] :
+           {std::pair(".first_moment", ".final_exp_avg."), std::pair(".second_moment", ".final_exp_avg_sq.")})
         if (state == p.name + ours) {
           comparison.compare(name + theirs + p.name, tensor, file.tensor(name + theirs + p.name), allowed);
           ++moments;

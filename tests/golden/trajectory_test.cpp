@@ -35,14 +35,20 @@ std::map<std::string, std::string> parameter_names(const moe::LanguageModelConfi
                                               {"final_norm.bias", "ln_f.bias"},
                                               {"output.weight", "head.weight"},
                                               {"output.bias", "head.bias"}};
-  const std::map<std::string, std::string> in_layer = {
-      {"attention_norm.weight", "ln1.weight"},       {"attention_norm.bias", "ln1.bias"},
-      {"attention.query.weight", "att.q.weight"},    {"attention.key.weight", "att.k.weight"},
-      {"attention.value.weight", "att.v"},           {"attention.output.weight", "att.o"},
-      {"attention.value_router.weight", "att.sel_v"}, {"attention.output_router.weight", "att.sel_o"},
-      {"attention.output_gate", "att.sel_o"},        {"feed_forward_norm.weight", "ln2.weight"},
-      {"feed_forward_norm.bias", "ln2.bias"},        {"feed_forward.keys", "moe.keys"},
-      {"feed_forward.values", "moe.values"},         {"feed_forward.router.weight", "moe.expert_sel"}};
+  const std::map<std::string, std::string> in_layer = {{"attention_norm.weight", "ln1.weight"},
+                                                       {"attention_norm.bias", "ln1.bias"},
+                                                       {"attention.query.weight", "att.q.weight"},
+                                                       {"attention.key.weight", "att.k.weight"},
+                                                       {"attention.value.weight", "att.v"},
+                                                       {"attention.output.weight", "att.o"},
+                                                       {"attention.value_router.weight", "att.sel_v"},
+                                                       {"attention.output_router.weight", "att.sel_o"},
+                                                       {"attention.output_gate", "att.sel_o"},
+                                                       {"feed_forward_norm.weight", "ln2.weight"},
+                                                       {"feed_forward_norm.bias", "ln2.bias"},
+                                                       {"feed_forward.keys", "moe.keys"},
+                                                       {"feed_forward.values", "moe.values"},
+                                                       {"feed_forward.router.weight", "moe.expert_sel"}};
   for (std::int64_t layer = 0; layer < config.layers; ++layer) {
     const std::string prefix = "layers." + std::to_string(layer) + ".";
     for (const auto& [ours, theirs] : in_layer) names[prefix + ours] = prefix + theirs;
@@ -58,8 +64,13 @@ struct Tolerance {
 class Trajectory {
  public:
   Trajectory(const File& file, const Precision& precision, Tolerance tolerance)
-      : file_(file), precision_(precision), tolerance_(tolerance), comparison_(file, precision),
-        config_(config_of(file)), names_(parameter_names(config_)), model_(moe::build_language_model(config_)) {
+      : file_(file),
+        precision_(precision),
+        tolerance_(tolerance),
+        comparison_(file, precision),
+        config_(config_of(file)),
+        names_(parameter_names(config_)),
+        model_(moe::build_language_model(config_)) {
     const auto steps = static_cast<double>(file.integer("steps"));
     const double factor = steps > 20 ? std::pow(tolerance.growth, std::ceil(steps / 50)) : 1;
     tolerance_.loss *= factor;
@@ -74,9 +85,8 @@ class Trajectory {
     const Tensor tokens = file_.tensor("tokens");
     const std::int64_t steps = tokens.size(0), length = tokens.size(2) - 1;
     ASSERT_EQ(steps, file_.integer("steps"));
-    nn::AdamW optimizer(
-        nn::parameter_groups(model_->named_parameters(), file_.real("weight_decay"), true),
-        {file_.real("lr"), file_.real("beta1"), file_.real("beta2"), file_.real("eps")});
+    nn::AdamW optimizer(nn::parameter_groups(model_->named_parameters(), file_.real("weight_decay"), true),
+                        {file_.real("lr"), file_.real("beta1"), file_.real("beta2"), file_.real("eps")});
     for (std::int64_t step = 0; step < steps; ++step) {
       const Tensor text = tokens.select(0, step);
       const Tensor inputs = text.slice(1, 0, length).contiguous(), targets = text.slice(1, 1, length + 1).contiguous();
@@ -105,7 +115,8 @@ class Trajectory {
  private:
   void check_number(const std::string& series, std::int64_t step, double actual, double allowed) {
     const double expected = file_.tensor(series).select(0, step).item<double>();
-    const double error = std::isfinite(actual) ? std::fabs(actual - expected) / std::max(std::fabs(expected), 1e-3) : INFINITY;
+    const double error =
+        std::isfinite(actual) ? std::fabs(actual - expected) / std::max(std::fabs(expected), 1e-3) : INFINITY;
     comparison_.expect(series + " of step " + std::to_string(step), error, allowed);
   }
 

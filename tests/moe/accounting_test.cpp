@@ -66,7 +66,9 @@ TEST(Accounting, switchhead_is_below_the_dense_baseline_at_equal_parameters) {
   }
   rope_dense.attention.head_width = 40;  // 41 has no even half
   rope_dense.feedforward.width_multiplier = 5.06;
-  const std::vector<Pair> pairs = {{kDense262, kSwitchHead262}, {kDense47, kSwitchHead47}, {rope_dense, rope_sparse},
+  const std::vector<Pair> pairs = {{kDense262, kSwitchHead262},
+                                   {kDense47, kSwitchHead47},
+                                   {rope_dense, rope_sparse},
                                    {kDense262, as_switchall(kSwitchHead262, 32, 4)},
                                    {kDense47, as_switchall(kSwitchHead47, 16, 4)}};
   for (const auto& [dense, sparse] : pairs) {
@@ -79,7 +81,8 @@ TEST(Accounting, switchhead_is_below_the_dense_baseline_at_equal_parameters) {
     EXPECT_LT(b.layer.attention_values, a.layer.attention_values);
     EXPECT_LT(b.macs_per_token(), a.macs_per_token());
   }
-  EXPECT_LT(model_cost(as_switchall(kSwitchHead262, 32, 4)).macs_per_token(), model_cost(kSwitchHead262).macs_per_token());
+  EXPECT_LT(model_cost(as_switchall(kSwitchHead262, 32, 4)).macs_per_token(),
+            model_cost(kSwitchHead262).macs_per_token());
 }
 
 TEST(Accounting, papers_models_have_the_papers_sizes) {
@@ -153,11 +156,12 @@ TEST(Accounting, activation_memory_is_what_a_block_keeps) {
     config.feedforward.expert_width = 32;
     if (config.feedforward.kind != FeedForwardKind::sigma_moe) config.feedforward.width = 200;
     const LayerCost cost = model_cost(config, 4).layer;
-    const double expected = 4.0 * 4 * static_cast<double>(config.context) * (cost.attention_values + cost.feed_forward_values);
+    const double expected =
+        4.0 * 4 * static_cast<double>(config.context) * (cost.attention_values + cost.feed_forward_values);
     const double actual = kept_bytes(config, 4);
-    EXPECT_NEAR(actual / expected, 1, 0.1) << name_of(config.attention.kind) << " " << name_of(config.feedforward.kind)
-                                          << " " << name_of(config.position) << " experts " << config.attention.experts
-                                          << ops::name_of(config.feedforward.activation);
+    EXPECT_NEAR(actual / expected, 1, 0.1)
+        << name_of(config.attention.kind) << " " << name_of(config.feedforward.kind) << " " << name_of(config.position)
+        << " experts " << config.attention.experts << ops::name_of(config.feedforward.activation);
   }
 }
 

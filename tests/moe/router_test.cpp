@@ -201,7 +201,8 @@ TEST(EntropyRegularizer, is_minus_the_entropy_of_mean_use) {
     for (const double m : mean) expected += m * std::log(m) / slots;
   }
   EXPECT_NEAR(entropy_regularizer(Variable(scores)).item<double>(), expected, 1e-13);
-  const auto result = gradcheck([](const Variables& in) { return entropy_regularizer(in[0]); }, {Variable(scores, true)});
+  const auto result =
+      gradcheck([](const Variables& in) { return entropy_regularizer(in[0]); }, {Variable(scores, true)});
   EXPECT_TRUE(result) << result.message;
 }
 

@@ -44,9 +44,7 @@ Tensor naive(SigmaMoe& layer, const Tensor& x, const Routing& routing) {
   const SigmaMoeOptions& o = layer.options();
   const Tensor keys = parameter(layer, "keys"), values = parameter(layer, "values");
   const Tensor bias = parameter(layer, "bias"), output_bias = parameter(layer, "output_bias");
-  const auto act = [&](double z) {
-    return ops::unary(o.activation, Tensor::full({1}, z, DType::f64)).item<double>();
-  };
+  const auto act = [&](double z) { return ops::unary(o.activation, Tensor::full({1}, z, DType::f64)).item<double>(); };
   return tensor_of({x.size(0), x.size(1), o.output_width}, [&](const Shape& at) {
     const std::int64_t n = at[0] * x.size(1) + at[1];
     double y = output_bias.defined() ? element(output_bias, {at[2]}) : 0;
@@ -63,10 +61,10 @@ Tensor naive(SigmaMoe& layer, const Tensor& x, const Routing& routing) {
 }
 
 const std::vector<Sizes> kSizes = {
-    {2, 5, 6, 4, 3, 2, 6}, {1, 1, 4, 3, 5, 1, 4},    // one token
-    {2, 3, 5, 3, 2, 3, 7},                           // k = E, another output width
-    {1, 2, 4, 16, 3, 1, 4},                          // most experts empty
-    {1, 9, 3, 1, 4, 1, 3},                           // one expert
+    {2, 5, 6, 4, 3, 2, 6},  {1, 1, 4, 3, 5, 1, 4},  // one token
+    {2, 3, 5, 3, 2, 3, 7},                          // k = E, another output width
+    {1, 2, 4, 16, 3, 1, 4},                         // most experts empty
+    {1, 9, 3, 1, 4, 1, 3},                          // one expert
 };
 
 TEST(SigmaMoe, equals_the_formula) {
@@ -88,8 +86,8 @@ TEST(SigmaMoe, equals_the_formula) {
 TEST(SigmaMoe, gradients_of_every_mode) {
   int index = 0;
   for (const Sizes& sizes : kSizes)
-    for (const auto selection : {SelectionKind::sigmoid, SelectionKind::softmax, SelectionKind::softmax_after_topk,
-                                 SelectionKind::sinkmoid}) {
+    for (const auto selection :
+         {SelectionKind::sigmoid, SelectionKind::softmax, SelectionKind::softmax_after_topk, SelectionKind::sinkmoid}) {
       // Balancing makes all experts of a lone token equal, so that rounding chooses among them.
       if (selection == SelectionKind::sinkmoid && sizes.length == 1) continue;
       SigmaMoeOptions options = options_for(sizes);
@@ -123,7 +121,8 @@ TEST(SigmaMoe, an_expert_without_tokens_gets_a_zero_gradient) {
     int touched = 0;
     for (std::int64_t e = 0; e < 16; ++e) {
       double largest = 0;
-      for (const double g : p.variable.grad().select(0, e).to_vector<double>()) largest = std::max(largest, std::abs(g));
+      for (const double g : p.variable.grad().select(0, e).to_vector<double>())
+        largest = std::max(largest, std::abs(g));
       touched += largest > 0;
       EXPECT_TRUE(std::isfinite(largest));
     }

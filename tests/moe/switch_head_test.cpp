@@ -31,10 +31,9 @@ SwitchHeadOptions small_options() {
 /// Every switch of the layer at least once, and most pairs.
 std::vector<SwitchHeadOptions> switch_combinations() {
   std::vector<SwitchHeadOptions> all;
-  const std::vector<std::vector<P>> sets = {{P::value, P::output}, {P::query},
-                                            {P::key},              {P::value},
-                                            {P::output},           {P::query, P::key},
-                                            {P::key, P::value},    {P::query, P::key, P::value, P::output}};
+  const std::vector<std::vector<P>> sets = {
+      {P::value, P::output}, {P::query},         {P::key},           {P::value},
+      {P::output},           {P::query, P::key}, {P::key, P::value}, {P::query, P::key, P::value, P::output}};
   const std::vector<nn::PositionKind> positions = {nn::PositionKind::none, nn::PositionKind::rope,
                                                    nn::PositionKind::xl};
   for (std::size_t i = 0; i < sets.size(); ++i)
@@ -79,8 +78,7 @@ double naive_gate(const SwitchHeadOptions& o, const Tensor& router, const Tensor
   double sum = 0;
   for (std::int64_t f = 0; f < o.experts; ++f) {
     double score = 0;
-    for (std::int64_t d = 0; d < o.width; ++d)
-      score += element(router, {h * o.experts + f, d}) * element(x, {b, t, d});
+    for (std::int64_t d = 0; d < o.width; ++d) score += element(router, {h * o.experts + f, d}) * element(x, {b, t, d});
     scores.push_back(score);
     sum += std::exp(score);
   }
