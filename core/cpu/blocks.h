@@ -77,9 +77,14 @@ class Writer {
 
 constexpr std::int64_t kLanes = 32;
 
-/// f(0) + ... + f(count - 1), added up in kLanes interleaved sums of type A.
+/// f(0) + ... + f(count - 1), added up in kLanes interleaved sums of type A; a short sum one after the other.
 template <class A, class F>
 A lane_sum(std::int64_t count, F&& f) {
+  if (count < kLanes / 2) {
+    A sum = 0;
+    for (std::int64_t i = 0; i < count; ++i) sum += static_cast<A>(f(i));
+    return sum;
+  }
   A lanes[kLanes] = {};
   std::int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes) {
@@ -101,6 +106,10 @@ A maximum(A a, A b) {
 /// The largest of `first` and count elements, NaN if one is NaN.
 template <class A>
 A lane_max(const A* x, std::int64_t count, A first) {
+  if (count < kLanes / 2) {
+    for (std::int64_t i = 0; i < count; ++i) first = maximum(first, x[i]);
+    return first;
+  }
   A lanes[kLanes];
   for (A& lane : lanes) lane = first;
   std::int64_t i = 0;

@@ -11,6 +11,19 @@ namespace {
 
 constexpr std::int64_t kGrain = 16384;
 
+/// The words of `blocks` Philox blocks from number `counter` on. Its locals are all it touches and the four stores are
+/// written out, or the compiler would not use SIMD.
+void philox_words(std::uint64_t key, std::uint64_t counter, std::int64_t blocks, std::uint32_t* words) {
+#pragma omp simd
+  for (std::int64_t i = 0; i < blocks; ++i) {
+    const auto four = philox(key, counter + static_cast<std::uint64_t>(i));
+    words[4 * i] = four[0];
+    words[4 * i + 1] = four[1];
+    words[4 * i + 2] = four[2];
+    words[4 * i + 3] = four[3];
+  }
+}
+
 /// Calls f(at, count, words) on blocks that cover 0..numel, with the random word of each element, on all threads.
 template <class F>
 void for_random_blocks(const RandomStream& stream, std::int64_t numel, F&& f) {
@@ -20,13 +33,7 @@ void for_random_blocks(const RandomStream& stream, std::int64_t numel, F&& f) {
     alignas(64) std::uint32_t words[kBlock];
     for (std::int64_t block = begin; block < end; ++block) {
       const std::int64_t at = block * kBlock, count = std::min(kBlock, numel - at);
-      const std::uint64_t counter = start + static_cast<std::uint64_t>(at / 4);
-      const std::int64_t quads = (count + 3) / 4;
-#pragma omp simd
-      for (std::int64_t i = 0; i < quads; ++i) {
-        const auto four = philox(stream.seed, counter + static_cast<std::uint64_t>(i));
-        for (std::int64_t j = 0; j < 4; ++j) words[4 * i + j] = four[j];
-      }
+      philox_words(stream.seed, start + static_cast<std::uint64_t>(at / 4), (count + 3) / 4, words);
       f(at, count, static_cast<const std::uint32_t*>(words));
     }
   });
@@ -76,12 +83,17 @@ void dropout(const Tensor& x, const RandomStream& stream, double probability, co
   const auto run = [&]<class A>(TypeTag<A>) {
     const A kept = static_cast<A>(1 - probability);
     for_random_blocks(stream, out.numel(), [&](std::int64_t at, std::int64_t count, const std::uint32_t* words) {
+      const Threshold limit = threshold;  // locals, which the stores below cannot change
+      const A divisor = kept;
       Reader<A> reader(Operand{x});
       Writer<A> writer(Operand{out});
       const A* from = reader.read(at, count);
       A* to = writer.target(at);
 #pragma omp simd
-      for (std::int64_t i = 0; i < count; ++i) to[i] = threshold.below(words[i]) ? A(0) : from[i] / kept;
+      for (std::int64_t i = 0; i < count; ++i) {
+        const A scaled = from[i] / divisor;
+        to[i] = limit.below(words[i]) ? A(0) : scaled;
+      }
       writer.flush(at, count);
     });
   };

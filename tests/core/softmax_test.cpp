@@ -51,9 +51,10 @@ TEST(Softmax, MatchesTheFormulas) {
         EXPECT_CLOSE(ops::log_softmax(source), log_p, tolerance(dtype)) << shape;
         EXPECT_CLOSE(ops::logsumexp(source), lse, tolerance(dtype)) << shape;
       }
+      // Where one probability is near 1, dy - sum(dy y) cancels; rounding shows more than in the forward pass.
       for (const Tensor& upstream : layouts(dy)) {
-        EXPECT_CLOSE(ops::softmax_backward(upstream, y), dx, 2 * tolerance(dtype)) << shape;
-        EXPECT_CLOSE(ops::log_softmax_backward(upstream, log_y), dx_log, 2 * tolerance(dtype)) << shape;
+        EXPECT_CLOSE(ops::softmax_backward(upstream, y), dx, 5 * tolerance(dtype)) << shape;
+        EXPECT_CLOSE(ops::log_softmax_backward(upstream, log_y), dx_log, 5 * tolerance(dtype)) << shape;
       }
     }
 }
