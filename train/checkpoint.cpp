@@ -44,17 +44,12 @@ std::string hex(std::uint64_t value) {
   return text;
 }
 
-std::string name_of_step(std::int64_t step) {
-  const std::string digits = std::to_string(step);
-  return "step-" + std::string(digits.size() < 8 ? 8 - digits.size() : 0, '0') + digits;
-}
-
 std::optional<std::int64_t> step_of_name(const std::string& name) {
   std::int64_t step = 0;
   if (!name.starts_with("step-")) return std::nullopt;
   const char* end = name.data() + name.size();
   const auto result = std::from_chars(name.data() + 5, end, step);
-  return result.ec == std::errc() && result.ptr == end && name == name_of_step(step) ? std::optional(step)
+  return result.ec == std::errc() && result.ptr == end && name == checkpoint_name(step) ? std::optional(step)
                                                                                      : std::nullopt;
 }
 
@@ -201,6 +196,11 @@ std::string first_difference(const std::string& path, const json::value& saved, 
 
 }  // namespace
 
+std::string checkpoint_name(std::int64_t step) {
+  const std::string digits = std::to_string(step);
+  return "step-" + std::string(digits.size() < 8 ? 8 - digits.size() : 0, '0') + digits;
+}
+
 std::vector<std::pair<std::int64_t, fs::path>> list_checkpoints(const fs::path& folder) {
   std::vector<std::pair<std::int64_t, fs::path>> found;
   std::error_code ignored;
@@ -213,7 +213,7 @@ std::vector<std::pair<std::int64_t, fs::path>> list_checkpoints(const fs::path& 
 fs::path save_checkpoint(const fs::path& folder, const Checkpoint& checkpoint, std::int64_t keep) {
   check(checkpoint.step >= 0, "checkpoint: step ", checkpoint.step, " is out of range, expected at least 0");
   check(keep >= 1, "checkpoint: keep ", keep, " is out of range, expected at least 1");
-  const fs::path path = folder / name_of_step(checkpoint.step);
+  const fs::path path = folder / checkpoint_name(checkpoint.step);
   const fs::path partial = path.string() + std::string(kPartial);
   try {
     make_folder(folder);

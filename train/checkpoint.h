@@ -42,6 +42,9 @@ struct OpenCheckpoint {
 std::filesystem::path save_checkpoint(const std::filesystem::path& folder, const Checkpoint& checkpoint,
                                       std::int64_t keep);
 
+/// "step-00001200".
+std::string checkpoint_name(std::int64_t step);
+
 /// Opens one checkpoint and verifies it; throws Error naming the file and what is wrong with it.
 OpenCheckpoint open_checkpoint(const std::filesystem::path& path);
 

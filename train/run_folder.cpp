@@ -36,6 +36,13 @@ std::string holder_of(int lock) {
   return length > 0 ? "process " + std::string(text.data(), static_cast<std::size_t>(length)) : "another process";
 }
 
+void check_is_run(const fs::path& path) {
+  std::error_code code;
+  check(fs::is_directory(path, code), "run folder: ", path.string(), ": is no folder");
+  check(fs::is_regular_file(path / "config.json", code), "run folder: ", path.string(),
+        ": has no config.json, expected the folder of a run");
+}
+
 }  // namespace
 
 RunFolder::RunFolder(fs::path path) : path_(std::move(path)) {
@@ -79,13 +86,15 @@ RunFolder RunFolder::create(const Config& config) {
 }
 
 RunFolder RunFolder::open(const fs::path& path) {
-  std::error_code code;
-  check(fs::is_directory(path, code), "run folder: ", path.string(), ": is no folder");
-  check(fs::is_regular_file(path / "config.json", code), "run folder: ", path.string(),
-        ": has no config.json, expected the folder of a run");
+  check_is_run(path);
   RunFolder run(path);
   remove_abandoned_temporaries(path);
   return run;
+}
+
+Config RunFolder::read_config(const fs::path& run, const std::vector<std::string>& overrides) {
+  check_is_run(run);
+  return load_config(run / "config.json", overrides);
 }
 
 void RunFolder::store(const Config& config) const { write_file(config_path(), pretty_json(to_json(config))); }

@@ -8,7 +8,8 @@
 
 namespace switchyard::train {
 
-/// The folder of one run: `config.json` (every key, resolved), `metrics.jsonl`, `checkpoints/`, `lock`. An open
+/// The folder of one run: `config.json` (every key, resolved), `metrics.jsonl`, `text/`,
+/// `checkpoints/`, `lock`. An open
 /// RunFolder holds the lock, so two programs never write into one folder; the system frees it with the process.
 class RunFolder {
  public:
@@ -25,10 +26,17 @@ class RunFolder {
   const std::filesystem::path& path() const { return path_; }
   std::filesystem::path config_path() const { return path_ / "config.json"; }
   std::filesystem::path metrics_path() const { return path_ / "metrics.jsonl"; }
-  std::filesystem::path checkpoints_path() const { return path_ / "checkpoints"; }
+  std::filesystem::path checkpoints_path() const { return checkpoints_path(path_); }
+  std::filesystem::path text_path() const { return text_path(path_); }
+  // Of a run that is only read, for which no lock is needed:
+  static std::filesystem::path checkpoints_path(const std::filesystem::path& run) { return run / "checkpoints"; }
+  /// The run's texts as tokens.
+  static std::filesystem::path text_path(const std::filesystem::path& run) { return run / "text"; }
+  /// Throws Error when `run` is no run's folder.
+  static Config read_config(const std::filesystem::path& run, const std::vector<std::string>& overrides = {});
 
   /// The config the run was started with, and the overrides of this start.
-  Config config(const std::vector<std::string>& overrides = {}) const { return load_config(config_path(), overrides); }
+  Config config(const std::vector<std::string>& overrides = {}) const { return read_config(path_, overrides); }
   /// Replaces the stored config.
   void store(const Config& config) const;
 

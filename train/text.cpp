@@ -1,0 +1,98 @@
+#include "train/text.h"
+
+#include <cmath>
+#include <numbers>
+#include <vector>
+
+#include "core/error.h"
+#include "core/io/atomic_file.h"
+#include "core/io/mapped_file.h"
+#include "data/corpus.h"
+
+namespace switchyard::train {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::vector<fs::path> paths_of(const std::vector<std::string>& files) { return {files.begin(), files.end()}; }
+
+struct Corpora {
+  data::Corpus training, validation;
+};
+
+Corpora read_corpora(const Config& config, const std::function<void(const std::string&)>& report) {
+  const DataConfig& data = config.data;
+  const data::Corpus all =
+      data.files.empty() ? data::Corpus::embedded() : data::Corpus::from_paths(paths_of(data.files));
+  report("text: " + all.summary());
+  if (data.validation_files.empty()) {
+    auto [training, validation] = all.split(data.validation_fraction);
+    return {std::move(training), std::move(validation)};
+  }
+  const data::Corpus validation = data::Corpus::from_paths(paths_of(data.validation_files));
+  report("validation text: " + validation.summary());
+  return {all, validation};
+}
+
+fs::path tokenizer_path(const fs::path& folder) { return folder / "tokenizer.model"; }
+
+/// Puts the run's own SentencePiece model into its folder: a copy of the given one, or one trained on the text.
+void make_sentencepiece(const TokenizerConfig& config, const data::Corpus& training, const fs::path& path) {
+  if (fs::exists(path)) return;
+  if (config.model.empty()) {
+    data::SentencePieceOptions options;
+    options.vocabulary_size = static_cast<std::int32_t>(config.vocabulary_size);
+    data::train_sentencepiece(training, path, options);
+  } else {
+    const auto model = MappedFile::open(config.model);
+    write_file(path, std::string_view(reinterpret_cast<const char*>(model->data()), model->size()));
+  }
+}
+
+/// Bytes of text that all documents of `tokens` stand for.
+double bytes_of(const data::TokenFile& tokens, const data::Tokenizer& tokenizer) {
+  double bytes = 0;
+  std::vector<std::int32_t> ids;
+  for (std::int64_t document = 0; document < tokens.document_count(); ++document) {
+    ids.clear();
+    const std::int64_t end = tokens.document_begin(document + 1) - 1;  // without the separator
+    for (std::int64_t i = tokens.document_begin(document); i < end; ++i) ids.push_back(tokens[i]);
+    bytes += static_cast<double>(tokenizer.decode(ids).size());
+  }
+  return bytes;
+}
+
+}  // namespace
+
+std::shared_ptr<const data::Tokenizer> load_tokenizer(const Config& config, const fs::path& folder) {
+  if (config.data.tokenizer.kind == TokenizerKind::bytes) return data::make_tokenizer("bytes");
+  return data::load_sentencepiece(tokenizer_path(folder));
+}
+
+TokenizedText prepare_text(const Config& config, const fs::path& folder,
+                           const std::function<void(const std::string&)>& report) {
+  std::error_code code;
+  fs::create_directories(folder, code);
+  check(!code, "text: ", folder.string(), ": cannot be made: ", code.message());
+  remove_abandoned_temporaries(folder);
+  const fs::path training_path = folder / "training.tokens", validation_path = folder / "validation.tokens";
+  if (!fs::exists(training_path) || !fs::exists(validation_path)) {
+    const Corpora corpora = read_corpora(config, report);
+    if (config.data.tokenizer.kind == TokenizerKind::sentencepiece)
+      make_sentencepiece(config.data.tokenizer, corpora.training, tokenizer_path(folder));
+    const auto tokenizer = load_tokenizer(config, folder);
+    data::write_token_file(validation_path, corpora.validation, tokenizer);
+    data::write_token_file(training_path, corpora.training, tokenizer);
+  }
+  const auto tokenizer = load_tokenizer(config, folder);
+  TokenizedText text{tokenizer, data::TokenFile::open(training_path, tokenizer.get()),
+                     data::TokenFile::open(validation_path, tokenizer.get())};
+  text.tokens_per_byte = static_cast<double>(text.validation.size()) / bytes_of(text.validation, *tokenizer);
+  return text;
+}
+
+double bits_per_byte(double nats_per_token, double tokens_per_byte) {
+  return nats_per_token * tokens_per_byte / std::numbers::ln2;
+}
+
+}  // namespace switchyard::train
