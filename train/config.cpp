@@ -89,7 +89,6 @@ void describe_data(Schema& schema, DataConfig& data) {
                "share of the text kept for validation where validation_files is empty");
   schema.integer("validation_windows", data.validation_windows, 1, 1 << 24,
                  "windows, spread evenly over the validation text, that a validation reads");
-  schema.text("document_separator", data.document_separator, "line between two documents of a file; empty: none");
   schema.boolean("respect_documents", data.respect_documents, "never let a window reach into a second document");
   schema.choice("mode", data.mode, "windows from anywhere, or every batch row reading on where it stopped");
 
@@ -169,9 +168,6 @@ void validate_data(const Config& config) {
         config.model.memory, ", expected \"contiguous\"");
   check(data.mode == DataMode::random || !data.respect_documents,
         "config: data.respect_documents: true is not possible with data.mode \"contiguous\", expected false");
-  check(data.document_separator.find('\n') == std::string::npos,
-        "config: data.document_separator: ", abbreviate(json::value(data.document_separator)),
-        " holds a line break, expected one line");
   const auto check_files = [](const char* key, const std::vector<std::string>& files) {
     for (std::size_t i = 0; i < files.size(); ++i)
       check(!files[i].empty(), "config: data.", key, '[', i, "]: \"\" is empty, expected a file or folder");

@@ -44,7 +44,6 @@ struct DataConfig {
   double validation_fraction = 0.05;
   std::int64_t validation_windows = 256;
   TokenizerConfig tokenizer;
-  std::string document_separator = "<|doc|>";
   bool respect_documents = false;
   DataMode mode = DataMode::random;
 };

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "core/tensor.h"
+#include "tests/support/errors.h"
 
 namespace switchyard::testing {
 
@@ -46,30 +47,8 @@ inline ::testing::AssertionResult is_close(const char* a_text, const char* b_tex
                                        << "\n  " << b_text << " = " << b;
 }
 
-/// True when the statement's Error message contains `fragment`; explains itself where not.
-template <class F>
-::testing::AssertionResult throws_error(F&& statement, const std::string& fragment) {
-  try {
-    statement();
-  } catch (const Error& error) {
-    const std::string message = error.what();
-    if (message.find(fragment) == std::string::npos)
-      return ::testing::AssertionFailure() << "message \"" << message << "\" does not contain \"" << fragment << "\"";
-    if (message.find('\n') != std::string::npos)
-      return ::testing::AssertionFailure() << "message \"" << message << "\" has more than one line";
-    return ::testing::AssertionSuccess();
-  } catch (const std::exception& other) {
-    return ::testing::AssertionFailure() << "threw something else: " << other.what();
-  }
-  return ::testing::AssertionFailure() << "did not throw; expected \"" << fragment << "\"";
-}
-
 }  // namespace switchyard::testing
 
 /// Same shape, and max_error(actual, reference) at most `allowed`.
 #define EXPECT_CLOSE(actual, reference, allowed) \
   EXPECT_PRED_FORMAT3(::switchyard::testing::is_close, actual, reference, allowed)
-
-/// The statement throws switchyard::Error with a one-line message that contains the fragment.
-#define EXPECT_ERROR(statement, fragment) \
-  EXPECT_TRUE(::switchyard::testing::throws_error([&] { static_cast<void>(statement); }, fragment)) << #statement

@@ -9,6 +9,8 @@
 #include <string>
 #include <string_view>
 
+#include "tests/support/errors.h"
+
 namespace switchyard::testing {
 
 /// An empty folder of its own for one test, removed with everything in it.
@@ -47,24 +49,4 @@ inline std::string read_bytes(const std::filesystem::path& path) {
   return {std::istreambuf_iterator<char>(file), {}};
 }
 
-/// The message of the Error that `f` throws; a test failure when it throws none.
-template <class F>
-std::string error_of(F&& f) {
-  try {
-    f();
-  } catch (const std::exception& error) {
-    return error.what();
-  }
-  ADD_FAILURE() << "expected an error";
-  return "";
-}
-
 }  // namespace switchyard::testing
-
-/// `expression` must throw with `fragment` in its one-line message.
-#define EXPECT_ERROR(expression, fragment)                                                      \
-  do {                                                                                          \
-    const std::string message_ = switchyard::testing::error_of([&] { (void)(expression); });    \
-    EXPECT_NE(message_.find(fragment), std::string::npos) << "message: " << message_;           \
-    EXPECT_EQ(message_.find('\n'), std::string::npos) << "more than one line: " << message_;    \
-  } while (false)

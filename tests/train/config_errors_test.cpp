@@ -5,12 +5,14 @@
 #include <vector>
 
 #include "core/error.h"
-#include "tests/train/temporary_folder.h"
+#include "tests/support/temporary_folder.h"
 #include "train/config.h"
 
 // Bad configurations and, to the letter, what the program says about them.
 namespace switchyard::train {
 namespace {
+
+using namespace switchyard::testing;
 
 struct BadConfig {
   std::string text;
@@ -19,7 +21,7 @@ struct BadConfig {
 
 void expect_messages(const std::vector<BadConfig>& table) {
   for (const BadConfig& bad : table) {
-    const std::string message = message_of([&] { parse_config(bad.text, "c.json"); });
+    const std::string message = error_of([&] { parse_config(bad.text, "c.json"); });
     EXPECT_EQ(message, bad.message) << "for " << bad.text;
     EXPECT_EQ(message.find('\n'), std::string::npos) << "one line, for " << bad.text;
   }
@@ -60,7 +62,7 @@ TEST(ConfigErrors, UnknownKeys) {
       {R"({"": 1})", "config: \"\": unknown key (with value 1), expected model, data, training, optimizer or output"},
       {R"({"data": {"tokeniser": {"kind": "bytes"}}})",
        "config: data.tokeniser: unknown key (with value {\"kind\":\"bytes\"}), did you mean data.tokenizer? Expected "
-       "files, validation_files, validation_fraction, validation_windows, document_separator, respect_documents, mode "
+       "files, validation_files, validation_fraction, validation_windows, respect_documents, mode "
        "or tokenizer"},
       {R"({"optimizer": {"schedule": {"warmup": 100}}})",
        "config: optimizer.schedule.warmup: unknown key (with value 100), expected kind, warmup_steps or "
@@ -147,8 +149,6 @@ TEST(ConfigErrors, OutOfRange) {
        "not starting with '.'"},
       {R"({"output": {"folder": ""}})", "config: output.folder: \"\" is empty, expected a folder"},
       {R"({"data": {"files": [""]}})", "config: data.files[0]: \"\" is empty, expected a file or folder"},
-      {R"({"data": {"document_separator": "a\nb"}})",
-       "config: data.document_separator: \"a\\nb\" holds a line break, expected one line"},
   });
 }
 
@@ -207,7 +207,7 @@ TEST(ConfigErrors, ImpossibleCombinations) {
 
 TEST(ConfigErrors, Overrides) {
   const auto message = [](std::vector<std::string> overrides) {
-    return message_of([&] { parse_config(R"({"model": {"layers": 2}})", "c.json", overrides); });
+    return error_of([&] { parse_config(R"({"model": {"layers": 2}})", "c.json", overrides); });
   };
   EXPECT_EQ(message({"model.layers"}),
             "config: --set \"model.layers\": expected <key>=<value>, such as model.layers=4");
@@ -226,17 +226,17 @@ TEST(ConfigErrors, Overrides) {
 TEST(ConfigErrors, Files) {
   const TemporaryFolder folder;
   const std::string missing = (folder / "none.json").string();
-  EXPECT_EQ(message_of([&] { load_config(missing); }),
+  EXPECT_EQ(error_of([&] { load_config(missing); }),
             "config: " + missing + ": cannot be opened: No such file or directory");
-  EXPECT_EQ(message_of([&] { load_config(folder.path()); }),
+  EXPECT_EQ(error_of([&] { load_config(folder.path()); }),
             "config: " + folder.path().string() + ": is a folder, expected a JSON file");
   const std::string large = (folder / "large.json").string();
-  write_text(large, std::string((1 << 20) + 1, ' '));
-  EXPECT_EQ(message_of([&] { load_config(large); }),
+  write_bytes(large, std::string((1 << 20) + 1, ' '));
+  EXPECT_EQ(error_of([&] { load_config(large); }),
             "config: " + large + ": is too large, expected at most 1048576 bytes");
-  EXPECT_EQ(message_of([&] { load_config("/dev/zero"); }),
+  EXPECT_EQ(error_of([&] { load_config("/dev/zero"); }),
             "config: /dev/zero: is too large, expected at most 1048576 bytes");
-  EXPECT_EQ(message_of([&] { load_config("/dev/null"); }),
+  EXPECT_EQ(error_of([&] { load_config("/dev/null"); }),
             "config: /dev/null: is empty, expected a JSON object: { ... }");
 }
 

@@ -8,11 +8,13 @@
 #include <cmath>
 #include <limits>
 
-#include "tests/train/temporary_folder.h"
+#include "tests/support/temporary_folder.h"
 #include "train/json_text.h"
 
 namespace switchyard::train {
 namespace {
+
+using namespace switchyard::testing;
 
 namespace json = boost::json;
 namespace fs = std::filesystem;
@@ -139,7 +141,7 @@ TEST(Config, OneExpertNeedsNoFittingK) {
 
 TEST(Config, NameComesFromTheFile) {
   const TemporaryFolder folder;
-  write_text(folder / "my model.json", "{}");
+  write_bytes(folder / "my model.json", "{}");
   EXPECT_EQ(load_config(folder / "my model.json").output.name, "my-model");
   EXPECT_EQ(load_config(folder / "my model.json", {"output.name=other"}).output.name, "other");
 }

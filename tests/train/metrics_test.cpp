@@ -5,10 +5,12 @@
 #include <boost/json/value.hpp>
 #include <limits>
 
-#include "tests/train/temporary_folder.h"
+#include "tests/support/temporary_folder.h"
 
 namespace switchyard::train {
 namespace {
+
+using namespace switchyard::testing;
 
 namespace json = boost::json;
 
@@ -23,7 +25,7 @@ TEST(Metrics, OneObjectPerLineFlushedAtOnce) {
   MetricsLog log(folder / "m.jsonl");
   log.write(10, {{"loss", 2.5}, {"name", "a\nb"}});
   log.write(20, {{"loss", 0.1}, {"usage", {0.25, 0.75}}});
-  EXPECT_EQ(read_text(folder / "m.jsonl"),
+  EXPECT_EQ(read_bytes(folder / "m.jsonl"),
             "{\"step\":10,\"loss\":2.5E0,\"name\":\"a\\nb\"}\n{\"step\":20,\"loss\":1E-1,\"usage\":[2.5E-1,7.5E-1]}\n");
   EXPECT_EQ(read_metrics(folder / "m.jsonl")[1].at("loss").get_double(), 0.1);
 }
@@ -44,7 +46,7 @@ TEST(Metrics, ResumingDropsLaterAndHalfLines) {
     MetricsLog log(folder / "m.jsonl");
     for (const std::int64_t step : {10, 20, 20, 30, 40}) log.write(step, {{"loss", 1.0}});
   }
-  write_text(folder / "m.jsonl", read_text(folder / "m.jsonl") + "{\"step\":5,\"lo");
+  write_bytes(folder / "m.jsonl", read_bytes(folder / "m.jsonl") + "{\"step\":5,\"lo");
   {
     MetricsLog log(folder / "m.jsonl", 25);
     EXPECT_EQ(steps_of(folder / "m.jsonl"), (std::vector<std::int64_t>{10, 20, 20}));
@@ -56,29 +58,29 @@ TEST(Metrics, ResumingDropsLaterAndHalfLines) {
 
 TEST(Metrics, AWholeLineWithoutItsBreakIsDropped) {
   const TemporaryFolder folder;
-  write_text(folder / "m.jsonl", "{\"step\":1}\n{\"step\":2}");
+  write_bytes(folder / "m.jsonl", "{\"step\":1}\n{\"step\":2}");
   MetricsLog log(folder / "m.jsonl", 9);
   log.write(3, {});
-  EXPECT_EQ(read_text(folder / "m.jsonl"), "{\"step\":1}\n{\"step\":3}\n");
+  EXPECT_EQ(read_bytes(folder / "m.jsonl"), "{\"step\":1}\n{\"step\":3}\n");
 }
 
 TEST(Metrics, ErrorsNameTheFile) {
   const TemporaryFolder folder;
   const std::string missing = (folder / "no" / "m.jsonl").string();
-  EXPECT_EQ(message_of([&] { MetricsLog log(missing); }),
+  EXPECT_EQ(error_of([&] { MetricsLog log(missing); }),
             "metrics: " + missing + ": cannot be opened: No such file or directory");
-  EXPECT_EQ(message_of([&] { MetricsLog log(folder.path()); }),
+  EXPECT_EQ(error_of([&] { MetricsLog log(folder.path()); }),
             "metrics: " + folder.path().string() + ": is a folder, expected a file");
-  EXPECT_EQ(message_of([&] { read_metrics(missing); }),
+  EXPECT_EQ(error_of([&] { read_metrics(missing); }),
             "metrics: " + missing + ": cannot be opened: No such file or directory");
-  write_text(folder / "bad", "{\"step\":1}\n[2]\n");
-  EXPECT_EQ(message_of([&] { read_metrics(folder / "bad"); }),
+  write_bytes(folder / "bad", "{\"step\":1}\n[2]\n");
+  EXPECT_EQ(error_of([&] { read_metrics(folder / "bad"); }),
             "metrics: " + (folder / "bad").string() + ", entry 2: is no JSON object");
 }
 
 TEST(Metrics, AFullDiskIsNamed) {
   if (!std::filesystem::exists("/dev/full")) GTEST_SKIP() << "needs /dev/full";
-  EXPECT_EQ(message_of([&] {
+  EXPECT_EQ(error_of([&] {
               MetricsLog log("/dev/full");
               log.write(1, {});
             }),

@@ -6,10 +6,12 @@
 #include <limits>
 #include <memory>
 
-#include "tests/train/temporary_folder.h"
+#include "tests/support/temporary_folder.h"
 
 namespace switchyard::train {
 namespace {
+
+using namespace switchyard::testing;
 
 ProgressReport report_of(std::int64_t step) {
   return {step, 1500, 1.83123, 2.64191, 97123.0, 11525.0, 0.973, std::size_t{6} << 30};
@@ -67,7 +69,7 @@ std::string printed(bool terminal) {
     progress.message("saved");
     progress.update(report_of(3));
   }
-  return read_text(path);
+  return read_bytes(path);
 }
 
 TEST(Progress, RewritesOneLineOnATerminalOnly) {

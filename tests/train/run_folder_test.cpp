@@ -5,10 +5,12 @@
 
 #include <regex>
 
-#include "tests/train/temporary_folder.h"
+#include "tests/support/temporary_folder.h"
 
 namespace switchyard::train {
 namespace {
+
+using namespace switchyard::testing;
 
 namespace fs = std::filesystem;
 
@@ -39,7 +41,7 @@ TEST(RunFolder, TwoProgramsCannotShareOne) {
   {
     const RunFolder run = RunFolder::create(config_in(folder.path()));
     path = run.path();
-    EXPECT_EQ(message_of([&] { RunFolder::open(path); }),
+    EXPECT_EQ(error_of([&] { RunFolder::open(path); }),
               "run folder: " + path.string() + ": is in use by process " + std::to_string(::getpid()));
   }
   const RunFolder again = RunFolder::open(path);
@@ -49,11 +51,11 @@ TEST(RunFolder, TwoProgramsCannotShareOne) {
 TEST(RunFolder, ErrorsNameTheFolder) {
   const TemporaryFolder folder;
   const std::string missing = (folder / "none").string();
-  EXPECT_EQ(message_of([&] { RunFolder::open(missing); }), "run folder: " + missing + ": is no folder");
-  EXPECT_EQ(message_of([&] { RunFolder::open(folder.path()); }),
+  EXPECT_EQ(error_of([&] { RunFolder::open(missing); }), "run folder: " + missing + ": is no folder");
+  EXPECT_EQ(error_of([&] { RunFolder::open(folder.path()); }),
             "run folder: " + folder.path().string() + ": has no config.json, expected the folder of a run");
-  write_text(folder / "file", "x");
-  EXPECT_EQ(message_of([&] { RunFolder::create(config_in(folder / "file")); }),
+  write_bytes(folder / "file", "x");
+  EXPECT_EQ(error_of([&] { RunFolder::create(config_in(folder / "file")); }),
             "run folder: " + (folder / "file").string() + ": cannot be made: Not a directory");
 }
 

@@ -1,0 +1,62 @@
+// Lets the model of a run continue a text.
+//
+//   build/cpu/bin/generate --run runs/demo-2026-03-01-142507 --prompt "namespace "
+#include <boost/program_options.hpp>
+#include <iostream>
+
+#include "train/sample.h"
+
+using namespace switchyard;
+namespace po = boost::program_options;
+
+namespace {
+
+struct Request {
+  std::string run, prompt, device;
+  std::uint64_t seed = 1;
+  nn::SamplingOptions sampling;
+  bool help = false;
+};
+
+Request parse(int argc, char** argv) {
+  Request request;
+  request.sampling = {.count = 400, .temperature = 0.8};
+  po::options_description all("generate [options]", 110);
+  auto add = all.add_options();
+  add("run", po::value(&request.run), "folder of the run whose model is to write");
+  add("prompt", po::value(&request.prompt), "beginning of the text");
+  add("tokens", po::value(&request.sampling.count)->default_value(request.sampling.count), "tokens to write");
+  add("temperature", po::value(&request.sampling.temperature)->default_value(0.8, "0.8"),
+      "0: always the likeliest token");
+  add("top-k", po::value(&request.sampling.top_k)->default_value(0), "choose among the k likeliest tokens; 0: all");
+  add("top-p", po::value(&request.sampling.top_p)->default_value(1.0, "1"), "choose among the likeliest tokens that make up this share");
+  add("seed", po::value(&request.seed)->default_value(request.seed), "the same seed writes the same text");
+  add("device", po::value(&request.device), "cpu, cuda or cuda:<index>; without it, the run's");
+  add("help", "print this");
+  po::variables_map given;
+  const auto style = po::command_line_style::unix_style & ~po::command_line_style::allow_guessing;
+  po::store(po::command_line_parser(argc, argv).options(all).positional({}).style(style).run(), given);
+  po::notify(given);
+  request.help = given.count("help") > 0;
+  if (request.help) std::cout << all;
+  check(request.help || given.count("run"), "expected --run FOLDER, such as one that train_lm made");
+  return request;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    Request request = parse(argc, argv);
+    if (request.help) return 0;
+    const train::TrainedModel trained = train::load_trained_model(
+        request.run, request.device, [](const std::string& line) { std::cerr << "generate: " << line << std::endl; });
+    request.sampling.context = std::max<std::int64_t>(trained.config.model.context, 2);
+    const std::string text =
+        train::generate_text(*trained.model, *trained.tokenizer, request.prompt, request.sampling, request.seed);
+    std::cout << request.prompt << train::printable(text) << std::endl;
+  } catch (const std::exception& error) {
+    std::cerr << "generate: " << error.what() << std::endl;
+    return 1;
+  }
+}
