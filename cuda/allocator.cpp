@@ -1,0 +1,230 @@
+// The caching allocator. Memory comes from the driver in segments that are kept; a request takes the smallest free
+// block that fits, split if the rest is worth keeping, and a freed block merges with free neighbours. Since all work of
+// a device runs on one stream, a block may be handed out again the moment the host lets go of it.
+//
+// Blocks given out while a graph is being captured come from a pool of their own: the graph will write to those
+// addresses at every replay, so nobody else may have them.
+
+#include <algorithm>
+#include <iomanip>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <unordered_map>
+
+#include "core/kernels/device.h"
+#include "cuda/check.h"
+#include "cuda/context.h"
+
+namespace switchyard::cuda {
+namespace {
+
+constexpr std::size_t kGranule = 512;               // every block starts and ends on a multiple
+constexpr std::size_t kSmall = 1u << 20;            // requests up to this share segments of kSmallSegment
+constexpr std::size_t kSmallSegment = 2u << 20;
+constexpr std::size_t kLargeGranule = 2u << 20;     // larger segments are whole multiples of this
+constexpr std::size_t kMediumSegment = 64u << 20;   // requests below this share segments of this size
+
+struct Block {
+  char* data;
+  std::size_t bytes;
+  bool free;
+  bool small;
+  int pool;
+  Block* previous = nullptr;  // neighbours in the segment
+  Block* next = nullptr;
+};
+
+struct BySize {
+  bool operator()(const Block* a, const Block* b) const {
+    return a->bytes != b->bytes ? a->bytes < b->bytes : a->data < b->data;
+  }
+};
+
+std::size_t round_up(std::size_t bytes, std::size_t granule) { return (bytes + granule - 1) / granule * granule; }
+
+std::string mebibytes(std::size_t bytes) {
+  std::ostringstream text;
+  text << std::fixed << std::setprecision(1) << static_cast<double>(bytes) / (1 << 20) << " MiB";
+  return text.str();
+}
+
+class Arena {
+ public:
+  explicit Arena(Device device) : device_(device) {}
+
+  void* allocate(std::size_t requested) {
+    const std::lock_guard lock(mutex_);
+    const bool small = requested <= kSmall;
+    const std::size_t bytes = round_up(requested, kGranule);
+    const int pool = capturing() ? kCapturePool : kEagerPool;
+    Block* block = take(bytes, small, pool);
+    if (block == nullptr) block = grow(bytes, small, pool);
+    split(*block, bytes);
+    block->free = false;
+    used_.emplace(block->data, block);
+    statistics_.current_bytes += block->bytes;
+    statistics_.peak_bytes = std::max(statistics_.peak_bytes, statistics_.current_bytes);
+    ++statistics_.allocations;
+    return block->data;
+  }
+
+  void deallocate(void* data) {
+    const std::lock_guard lock(mutex_);
+    const auto found = used_.find(data);
+    if (found == used_.end()) return;
+    Block* block = found->second;
+    used_.erase(found);
+    statistics_.current_bytes -= block->bytes;
+    block->free = true;
+    if (Block* next = block->next; next && next->free) {
+      free_[list_of(*next)].erase(next);
+      absorb(*block, next);
+    }
+    if (Block* previous = block->previous; previous && previous->free) {
+      free_[list_of(*previous)].erase(previous);
+      absorb(*previous, block);
+      block = previous;
+    }
+    free_[list_of(*block)].insert(block);
+  }
+
+  MemoryStatistics statistics() {
+    const std::lock_guard lock(mutex_);
+    return statistics_;
+  }
+  void reset_peak() {
+    const std::lock_guard lock(mutex_);
+    statistics_.peak_bytes = statistics_.current_bytes;
+  }
+
+ private:
+  static constexpr int kEagerPool = 0, kCapturePool = 1;
+
+  static int list_of(const Block& block) { return block.pool * 2 + (block.small ? 1 : 0); }
+
+  bool capturing() {
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    cudaStreamIsCapturing(context(device_).stream, &status);
+    return status == cudaStreamCaptureStatusActive;
+  }
+
+  Block* take(std::size_t bytes, bool small, int pool) {
+    auto& list = free_[pool * 2 + (small ? 1 : 0)];
+    Block key{nullptr, bytes, true, small, pool};
+    const auto found = list.lower_bound(&key);
+    if (found == list.end()) return nullptr;
+    Block* block = *found;
+    list.erase(found);
+    return block;
+  }
+
+  Block* grow(std::size_t bytes, bool small, int pool) {
+    const std::size_t segment = small ? kSmallSegment
+                                      : (bytes < kMediumSegment / 2 ? kMediumSegment : round_up(bytes, kLargeGranule));
+    void* data = nullptr;
+    if (cudaMalloc(&data, segment) != cudaSuccess) {
+      cudaGetLastError();
+      release_free_segments();
+      if (cudaMalloc(&data, segment) != cudaSuccess) {
+        cudaGetLastError();
+        fail(out_of_memory(bytes));
+      }
+    }
+    reserved_ += segment;
+    return keep({static_cast<char*>(data), segment, true, small, pool});
+  }
+
+  Block* keep(Block block) {
+    auto owned = std::make_unique<Block>(block);
+    Block* raw = owned.get();
+    blocks_.emplace(raw, std::move(owned));
+    return raw;
+  }
+
+  void split(Block& block, std::size_t bytes) {
+    const std::size_t rest = block.bytes - bytes;
+    if (rest < (block.small ? kGranule : kSmall)) return;
+    Block* tail = keep({block.data + bytes, rest, true, block.small, block.pool, &block, block.next});
+    if (block.next) block.next->previous = tail;
+    block.next = tail;
+    block.bytes = bytes;
+    free_[list_of(*tail)].insert(tail);
+  }
+
+  /// Makes `left` and its right neighbour one block. Neither may be in a free list.
+  void absorb(Block& left, Block* right) {
+    left.bytes += right->bytes;
+    left.next = right->next;
+    if (right->next) right->next->previous = &left;
+    blocks_.erase(right);
+  }
+
+  /// Gives whole free segments back to the driver.
+  void release_free_segments() {
+    cudaStreamSynchronize(context(device_).stream);
+    for (auto& list : free_)
+      for (auto it = list.begin(); it != list.end();) {
+        Block* block = *it;
+        if (block->previous || block->next) {
+          ++it;
+          continue;
+        }
+        cudaFree(block->data);
+        reserved_ -= block->bytes;
+        it = list.erase(it);
+        blocks_.erase(block);
+      }
+  }
+
+  std::string out_of_memory(std::size_t bytes) {
+    std::size_t free_bytes = 0, total = 0;
+    cudaMemGetInfo(&free_bytes, &total);
+    std::map<std::size_t, std::size_t, std::greater<>> by_size;
+    for (const auto& [data, block] : used_) ++by_size[block->bytes];
+    std::ostringstream text;
+    text << "allocate: out of memory on " << device_ << ": " << mebibytes(bytes) << " wanted, " << mebibytes(free_bytes)
+         << " of " << mebibytes(total) << " free, " << mebibytes(statistics_.current_bytes) << " in tensors, "
+         << mebibytes(reserved_ - statistics_.current_bytes) << " cached; largest tensors:";
+    int shown = 0;
+    for (const auto& [size, count] : by_size) {
+      if (++shown > 5) break;
+      text << (shown > 1 ? "," : "") << ' ' << count << " x " << mebibytes(size);
+    }
+    text << "; a smaller batch, training.recompute or bf16 would help";
+    return text.str();
+  }
+
+  Device device_;
+  std::mutex mutex_;
+  std::set<Block*, BySize> free_[4];
+  std::unordered_map<void*, Block*> used_;
+  std::unordered_map<Block*, std::unique_ptr<Block>> blocks_;
+  MemoryStatistics statistics_;
+  std::size_t reserved_ = 0;  // bytes taken from the driver
+};
+
+Arena& arena(Device device) {
+  static std::mutex mutex;
+  static auto& arenas = *new std::map<int, std::unique_ptr<Arena>>;  // outlives every tensor in static storage
+  const std::lock_guard lock(mutex);
+  auto& slot = arenas[device.index];
+  if (!slot) slot = std::make_unique<Arena>(device);
+  return *slot;
+}
+
+}  // namespace
+
+void* allocate(std::size_t bytes, Device device) {
+  context(device);
+  return arena(device).allocate(bytes);
+}
+
+void deallocate(void* data, std::size_t, Device device) noexcept { arena(device).deallocate(data); }
+
+MemoryStatistics memory_statistics(Device device) { return arena(device).statistics(); }
+
+void reset_peak_memory(Device device) { arena(device).reset_peak(); }
+
+}  // namespace switchyard::cuda

@@ -1,0 +1,382 @@
+// Attention for every dtype and option, without tensor cores: a warp per query (or per key, or per relative position, in
+// the backward pass) walks the other side 32 at a time, a lane each for the products, then all lanes over the channels
+// for the sums. Nothing of size T x S is stored; probabilities are made again from log_normalizer. Each gradient has a
+// kernel of its own that sums in a fixed order, so results do not vary.
+
+#include "core/kernels/attention.h"
+#include "core/philox.h"
+#include "cuda/device/reduce.cuh"
+#include "cuda/launch.cuh"
+
+namespace switchyard::cuda {
+namespace {
+
+constexpr int kMaxWidth = 256, kChannels = kMaxWidth / 32, kWarps = 4;
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+/// A [B, T, H, d] operand; stride 1 on d.
+template <class D>
+struct Heads {
+  D* data;
+  std::int64_t batch, token, head;
+  int width;
+
+  __device__ D* row(int b, int h, int t) const { return data + b * batch + t * token + h * head; }
+};
+
+template <class T>
+Heads<device_t<T>> heads_of(const Tensor& x) {
+  return {pointer<T>(x), x.stride(0), x.stride(1), x.stride(2), static_cast<int>(x.size(3))};
+}
+
+template <class D>
+struct Problem {
+  using A = compute_t<D>;
+  Heads<D> query, key, value;
+  int batch, heads, queries, keys;
+  A scale;
+  bool causal;
+  std::int64_t query_offset;
+  const bool *mask, *key_padding;
+  const D* position;  // [R, H, d] or null
+  std::int64_t position_row, position_head, position_zero, positions;
+  double dropout;
+  std::uint64_t seed, stream_offset;
+  const std::int64_t* stream_base;
+
+  /// Keys that query i may see under causality.
+  __device__ int key_end(int i) const {
+    return causal ? static_cast<int>(min(static_cast<std::int64_t>(keys), i + query_offset + 1)) : keys;
+  }
+  __device__ bool visible(int b, int i, int j) const {
+    if (j < 0 || j >= key_end(i)) return false;
+    if (mask && mask[static_cast<std::int64_t>(i) * keys + j]) return false;
+    return !(key_padding && key_padding[static_cast<std::int64_t>(b) * keys + j]);
+  }
+  /// The position key of a pair; null without one.
+  __device__ const D* position_of(int h, int i, int j) const {
+    const std::int64_t row = j - i - query_offset + position_zero;
+    return position && row >= 0 && row < positions ? position + row * position_row + h * position_head : nullptr;
+  }
+  __device__ A logit(int b, int h, int i, int j) const {
+    const D* q = query.row(b, h, i);
+    const D* k = key.row(b, h, j);
+    const D* p = position_of(h, i, j);
+    A sum = 0;
+    if (p) {
+      for (int c = 0; c < query.width; ++c) sum += load(q + c) * (load(k + c) + load(p + c));
+    } else {
+      for (int c = 0; c < query.width; ++c) sum += load(q + c) * load(k + c);
+    }
+    return scale * sum;
+  }
+  /// 0 or 1 / (1 - p).
+  __device__ A dropout_factor(int b, int h, int i, int j) const {
+    if (dropout == 0) return A(1);
+    const std::uint64_t element = ((static_cast<std::uint64_t>(b) * heads + h) * queries + i) * keys + j;
+    const auto start = static_cast<std::uint64_t>(*stream_base) + stream_offset;
+    const float u = uniform_from_bits(philox_element(seed, start, element));
+    return u < static_cast<float>(dropout) ? A(0) : static_cast<A>(1 / (1 - dropout));
+  }
+};
+
+template <class T>
+Problem<device_t<T>> problem_of(const Tensor& query, const Tensor& key, const Tensor& value,
+                                const ops::AttentionOptions& options) {
+  using D = device_t<T>;
+  const std::int64_t width = std::max(query.size(3), value.size(3));
+  check(width <= kMaxWidth, "attention: head width ", width, ", the CUDA kernel takes at most ", kMaxWidth);
+  Problem<D> p{};
+  p.query = heads_of<T>(query);
+  p.key = heads_of<T>(key);
+  p.value = heads_of<T>(value);
+  p.batch = static_cast<int>(query.size(0));
+  p.queries = static_cast<int>(query.size(1));
+  p.heads = static_cast<int>(query.size(2));
+  p.keys = static_cast<int>(key.size(1));
+  p.scale = static_cast<compute_t<D>>(options.scale);
+  p.causal = options.causal;
+  p.query_offset = options.query_offset;
+  p.mask = options.mask.defined() ? options.mask.data<bool>() : nullptr;
+  p.key_padding = options.key_padding.defined() ? options.key_padding.data<bool>() : nullptr;
+  if (options.position_key.defined()) {
+    p.position = pointer<T>(options.position_key);
+    p.position_row = options.position_key.stride(0);
+    p.position_head = options.position_key.stride(1);
+    p.positions = options.position_key.size(0);
+    p.position_zero = options.position_zero;
+  }
+  p.dropout = options.dropout;
+  if (options.dropout > 0) {
+    p.seed = options.stream.seed;
+    p.stream_offset = options.stream.offset;
+    p.stream_base = options.stream.base.data<std::int64_t>();
+  }
+  return p;
+}
+
+/// The (batch, head, item) of this warp; false beyond the last.
+__device__ inline bool warp_item(int batch, int heads, int items, int* b, int* h, int* item) {
+  const std::int64_t warp = static_cast<std::int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
+  if (warp >= static_cast<std::int64_t>(batch) * heads * items) return false;
+  *item = static_cast<int>(warp % items);
+  *h = static_cast<int>(warp / items % heads);
+  *b = static_cast<int>(warp / items / heads);
+  return true;
+}
+
+/// sums[c] += factor of lane n * row(n)[channel] for the 32 rows of a chunk.
+template <class D, class Row>
+__device__ void add_rows(compute_t<D> factor, Row row, int width, compute_t<D> (&sums)[kChannels]) {
+  const int lane = threadIdx.x % 32;
+  for (int n = 0; n < 32; ++n) {
+    const compute_t<D> f = __shfl_sync(kAllLanes, factor, n);
+    if (f == compute_t<D>(0)) continue;
+    const D* values = row(n);
+#pragma unroll
+    for (int c = 0; c < kChannels; ++c)
+      if (c * 32 + lane < width) sums[c] += f * load(values + c * 32 + lane);
+  }
+}
+
+template <class D>
+__device__ void store_channels(const compute_t<D> (&sums)[kChannels], compute_t<D> factor, int width, D* to) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int c = 0; c < kChannels; ++c)
+    if (c * 32 + lane < width) to[c * 32 + lane] = convert<D>(sums[c] * factor);
+}
+
+template <class D>
+__global__ void forward(Problem<D> p, Heads<D> out, compute_t<D>* log_normalizer) {
+  using A = compute_t<D>;
+  int b, h, i;
+  if (!warp_item(p.batch, p.heads, p.queries, &b, &h, &i)) return;
+  const int lane = threadIdx.x % 32;
+  A largest = -A(INFINITY), sum = 0, sums[kChannels] = {};
+  for (int j0 = 0; j0 < p.key_end(i); j0 += 32) {
+    const int j = j0 + lane;
+    const bool seen = p.visible(b, i, j);
+    const A logit = seen ? p.logit(b, h, i, j) : -A(INFINITY);
+    const A next = max(largest, warp_reduce(logit, Max{}));
+    if (next == -A(INFINITY)) continue;
+    const A correction = exp(largest - next);
+    A weight = seen ? exp(logit - next) : A(0);
+    sum = sum * correction + warp_reduce(weight, Add{});
+    largest = next;
+    if (seen) weight *= p.dropout_factor(b, h, i, j);
+#pragma unroll
+    for (int c = 0; c < kChannels; ++c) sums[c] *= correction;
+    add_rows<D>(weight, [&](int n) { return p.value.row(b, h, j0 + n); }, p.value.width, sums);
+  }
+  store_channels<D>(sums, sum > A(0) || sum != sum ? A(1) / sum : A(0), p.value.width, out.row(b, h, i));
+  if (lane == 0) log_normalizer[(static_cast<std::int64_t>(b) * p.heads + h) * p.queries + i] = largest + log(sum);
+}
+
+template <class D>
+__global__ void probabilities(Problem<D> p, compute_t<D>* out) {
+  using A = compute_t<D>;
+  int b, h, i;
+  if (!warp_item(p.batch, p.heads, p.queries, &b, &h, &i)) return;
+  const int lane = threadIdx.x % 32;
+  out += ((static_cast<std::int64_t>(b) * p.heads + h) * p.queries + i) * p.keys;
+  A largest = -A(INFINITY), sum = 0;
+  for (int j = lane; j < p.keys; j += 32) {
+    const A logit = p.visible(b, i, j) ? p.logit(b, h, i, j) : -A(INFINITY);
+    out[j] = logit;
+    largest = max(largest, logit);
+  }
+  largest = warp_reduce(largest, Max{});
+  const A shift = largest == -A(INFINITY) ? A(0) : largest;
+  for (int j = lane; j < p.keys; j += 32) sum += exp(out[j] - shift);
+  sum = warp_reduce(sum, Add{});
+  const A inverse = sum == A(0) ? A(0) : A(1) / sum;
+  for (int j = lane; j < p.keys; j += 32) out[j] = exp(out[j] - shift) * inverse;
+}
+
+/// What the gradient kernels share: probabilities from log_normalizer, and delta[query] = dout . out.
+template <class D>
+struct Backward {
+  using A = compute_t<D>;
+  Problem<D> p;
+  Heads<D> dout;
+  const A *log_normalizer, *delta;
+
+  /// The weight of value j in out_i (dropout included), and the derivative for the logit times scale; zeros if hidden.
+  __device__ void pair(int b, int h, int i, int j, A* weight, A* dlogit) const {
+    *weight = *dlogit = A(0);
+    if (i < 0 || i >= p.queries || !p.visible(b, i, j)) return;
+    const std::int64_t row = (static_cast<std::int64_t>(b) * p.heads + h) * p.queries + i;
+    const A probability = exp(p.logit(b, h, i, j) - log_normalizer[row]);
+    const A factor = p.dropout_factor(b, h, i, j);
+    const D* g = dout.row(b, h, i);
+    const D* v = p.value.row(b, h, j);
+    A dweight = 0;
+    for (int c = 0; c < p.value.width; ++c) dweight += load(g + c) * load(v + c);
+    *weight = probability * factor;
+    *dlogit = p.scale * probability * (factor * dweight - delta[row]);
+  }
+};
+
+template <class D>
+__global__ void row_products(int batch, int heads, int queries, Heads<D> a, Heads<D> b_, compute_t<D>* out) {
+  using A = compute_t<D>;
+  int b, h, i;
+  if (!warp_item(batch, heads, queries, &b, &h, &i)) return;
+  A sum = 0;
+  for (int c = threadIdx.x % 32; c < a.width; c += 32) sum += load(a.row(b, h, i) + c) * load(b_.row(b, h, i) + c);
+  sum = warp_reduce(sum, Add{});
+  if (threadIdx.x % 32 == 0) out[(static_cast<std::int64_t>(b) * heads + h) * queries + i] = sum;
+}
+
+template <class D>
+__global__ void query_gradient(Backward<D> g, Heads<D> dquery) {
+  using A = compute_t<D>;
+  const Problem<D>& p = g.p;
+  int b, h, i;
+  if (!warp_item(p.batch, p.heads, p.queries, &b, &h, &i)) return;
+  A sums[kChannels] = {};
+  for (int j0 = 0; j0 < p.key_end(i); j0 += 32) {
+    A weight, dlogit;
+    g.pair(b, h, i, j0 + static_cast<int>(threadIdx.x % 32), &weight, &dlogit);
+    add_rows<D>(dlogit, [&](int n) { return p.key.row(b, h, j0 + n); }, p.query.width, sums);
+    if (!p.position) continue;
+    // Neighbouring keys have neighbouring positions; where a row does not exist dlogit is 0 or the pair is hidden.
+    const std::int64_t first = j0 - i - p.query_offset + p.position_zero;
+    const std::int64_t mine = first + threadIdx.x % 32;
+    const A factor = mine >= 0 && mine < p.positions ? dlogit : A(0);
+    add_rows<D>(factor, [&](int n) { return p.position + (first + n) * p.position_row + h * p.position_head; },
+                p.query.width, sums);
+  }
+  store_channels<D>(sums, A(1), p.query.width, dquery.row(b, h, i));
+}
+
+template <class D>
+__global__ void key_value_gradient(Backward<D> g, Heads<D> dkey, Heads<D> dvalue) {
+  using A = compute_t<D>;
+  const Problem<D>& p = g.p;
+  int b, h, j;
+  if (!warp_item(p.batch, p.heads, p.keys, &b, &h, &j)) return;
+  A dk[kChannels] = {}, dv[kChannels] = {};
+  const std::int64_t first_query = p.causal ? max(std::int64_t{0}, j - p.query_offset) : 0;
+  for (int i0 = static_cast<int>(first_query) / 32 * 32; i0 < p.queries; i0 += 32) {
+    A weight, dlogit;
+    g.pair(b, h, i0 + static_cast<int>(threadIdx.x % 32), j, &weight, &dlogit);
+    add_rows<D>(weight, [&](int n) { return g.dout.row(b, h, i0 + n); }, p.value.width, dv);
+    add_rows<D>(dlogit, [&](int n) { return p.query.row(b, h, i0 + n); }, p.query.width, dk);
+  }
+  store_channels<D>(dk, A(1), p.query.width, dkey.row(b, h, j));
+  store_channels<D>(dv, A(1), p.value.width, dvalue.row(b, h, j));
+}
+
+/// A warp per relative position and head; out [R, H, d] dense.
+template <class D>
+__global__ void position_gradient(Backward<D> g, D* out) {
+  using A = compute_t<D>;
+  const Problem<D>& p = g.p;
+  int unused, h, r;
+  if (!warp_item(1, p.heads, static_cast<int>(p.positions), &unused, &h, &r)) return;
+  A sums[kChannels] = {};
+  const std::int64_t distance = r - p.position_zero + p.query_offset;  // j - i
+  const std::int64_t first = max(std::int64_t{0}, -distance), last = min(static_cast<std::int64_t>(p.queries), p.keys - distance);
+  for (int b = 0; b < p.batch; ++b)
+    for (std::int64_t i0 = first; i0 < last; i0 += 32) {
+      const std::int64_t i = i0 + threadIdx.x % 32;
+      A weight = 0, dlogit = 0;
+      if (i < last) g.pair(b, h, static_cast<int>(i), static_cast<int>(i + distance), &weight, &dlogit);
+      add_rows<D>(dlogit, [&](int n) { return p.query.row(b, h, static_cast<int>(i0) + n); }, p.query.width, sums);
+    }
+  store_channels<D>(sums, A(1), p.query.width, out + (static_cast<std::int64_t>(r) * p.heads + h) * p.query.width);
+}
+
+template <class D>
+__global__ void rotate(Heads<D> x, int length, int heads, const compute_t<D>* cosine, const compute_t<D>* sine,
+                       int rotated, std::int64_t first_position, compute_t<D> direction, std::int64_t count, D* out) {
+  using A = compute_t<D>;
+  const std::int64_t index = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (index >= count) return;
+  const int channel = static_cast<int>(index % x.width);
+  const std::int64_t row = index / x.width;
+  const int h = static_cast<int>(row % heads), t = static_cast<int>(row / heads % length);
+  const D* from = x.row(static_cast<int>(row / heads / length), h, t);
+  const A value = load(from + channel);
+  if (channel >= rotated) {
+    out[index] = from[channel];
+    return;
+  }
+  const bool lower = channel < rotated / 2;
+  const int pair = channel % (rotated / 2);
+  const A other = load(from + (lower ? channel + rotated / 2 : channel - rotated / 2));
+  const std::int64_t at = (first_position + t) * rotated + pair;
+  const A s = direction * sine[at];
+  out[index] = convert<D>(value * cosine[at] + (lower ? -other : other) * s);
+}
+
+unsigned warp_blocks(std::int64_t warps) { return blocks_for(warps, kWarps); }
+
+}  // namespace
+
+void attention(const Tensor& query, const Tensor& key, const Tensor& value, const ops::AttentionOptions& options,
+               const Tensor& out, const Tensor& log_normalizer) {
+  dispatch_floating(query.dtype(), "attention", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    forward<<<warp_blocks(log_normalizer.numel()), kWarps * 32, 0, stream_of(query)>>>(
+        problem_of<T>(query, key, value, options), heads_of<T>(out), pointer<accumulate_t<T>>(log_normalizer));
+  });
+  check_launch("attention");
+}
+
+void attention_backward(const Tensor& dout, const Tensor& query, const Tensor& key, const Tensor& value,
+                        const Tensor& out, const Tensor& log_normalizer, const ops::AttentionOptions& options,
+                        const Tensor& dquery, const Tensor& dkey, const Tensor& dvalue, const Tensor& dposition_key) {
+  const cudaStream_t stream = stream_of(query);
+  const Tensor delta = Tensor::empty_like(log_normalizer);
+  dispatch_floating(query.dtype(), "attention_backward", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    using D = device_t<T>;
+    using A = accumulate_t<T>;
+    const Problem<D> problem = problem_of<T>(query, key, value, options);
+    const Backward<D> backward{problem, heads_of<T>(dout), pointer<A>(log_normalizer), pointer<A>(delta)};
+    const int threads = kWarps * 32;
+    if (delta.numel() > 0) {
+      row_products<<<warp_blocks(delta.numel()), threads, 0, stream>>>(
+          problem.batch, problem.heads, problem.queries, heads_of<T>(dout), heads_of<T>(out), pointer<A>(delta));
+      query_gradient<<<warp_blocks(delta.numel()), threads, 0, stream>>>(backward, heads_of<T>(dquery));
+    }
+    const std::int64_t key_warps = key.size(0) * key.size(1) * key.size(2);
+    if (key_warps > 0)
+      key_value_gradient<<<warp_blocks(key_warps), threads, 0, stream>>>(backward, heads_of<T>(dkey),
+                                                                        heads_of<T>(dvalue));
+    if (dposition_key.defined() && dposition_key.numel() > 0)
+      position_gradient<<<warp_blocks(problem.positions * problem.heads), threads, 0, stream>>>(
+          backward, pointer<T>(dposition_key));
+  });
+  check_launch("attention_backward");
+}
+
+void attention_probabilities(const Tensor& query, const Tensor& key, const ops::AttentionOptions& options,
+                             const Tensor& out) {
+  if (out.numel() == 0) return;
+  dispatch_floating(query.dtype(), "attention_probabilities", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const std::int64_t rows = query.size(0) * query.size(1) * query.size(2);
+    probabilities<<<warp_blocks(rows), kWarps * 32, 0, stream_of(query)>>>(problem_of<T>(query, key, key, options),
+                                                                          pointer<accumulate_t<T>>(out));
+  });
+  check_launch("attention_probabilities");
+}
+
+void rope(const Tensor& x, const Tensor& cosine, const Tensor& sine, std::int64_t first_position, bool inverse,
+          const Tensor& out) {
+  if (out.numel() == 0) return;
+  dispatch_floating(x.dtype(), "rope", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    using A = accumulate_t<T>;
+    rotate<<<blocks_for(out.numel(), kThreads), kThreads, 0, stream_of(x)>>>(
+        heads_of<T>(x), static_cast<int>(x.size(1)), static_cast<int>(x.size(2)), pointer<A>(cosine), pointer<A>(sine),
+        static_cast<int>(cosine.size(1)), first_position, inverse ? A(-1) : A(1), out.numel(), pointer<T>(out));
+  });
+  check_launch("rope");
+}
+
+}  // namespace switchyard::cuda

@@ -1,0 +1,215 @@
+// Products, gathers, attention, routing, expert products and optimisers: the GPU against the CPU.
+
+#include "core/ops/matmul.h"
+
+#include "core/ops/attention.h"
+#include "core/ops/expert_matmul.h"
+#include "core/ops/index.h"
+#include "core/ops/optim.h"
+#include "tests/cuda/parity.h"
+
+namespace switchyard {
+namespace {
+
+using namespace testing;
+using ops::Rows;
+
+TEST(CudaMatmul, BatchesTransposesAndOddSizes) {
+  SKIP_WITHOUT_GPU();
+  const std::vector<std::pair<Shape, Shape>> cases = {{{4, 8}, {8, 3}},       {{128, 64}, {64, 256}},
+                                                      {{5, 7, 3}, {5, 3, 9}}, {{2, 3, 17, 33}, {33, 41}},
+                                                      {{1, 1}, {1, 1}},       {{6, 0}, {0, 5}}};
+  for (const DType dtype : kFloatingDTypes)
+    for (const auto& [a, b] : cases)
+      expect_parity(
+          [](const Tensors& in) {
+            return Tensors{ops::matmul(in[0], in[1]),
+                           ops::matmul(in[1].transpose(-1, -2), in[0].transpose(-1, -2))};
+          },
+          {random_tensor(a, 1, dtype), random_tensor(b, 2, dtype)}, dtype, "matmul");
+}
+
+TEST(CudaMatmul, LinearWithAndWithoutBias) {
+  SKIP_WITHOUT_GPU();
+  for (const DType dtype : kFloatingDTypes)
+    for (const std::int64_t width : {8, 41, 112})
+      expect_parity(
+          [](const Tensors& in) { return Tensors{ops::linear(in[0], in[1], in[2]), ops::linear(in[0], in[1])}; },
+          {random_tensor({3, 5, width}, 1, dtype), random_tensor({24, width}, 2, dtype), random_tensor({24}, 3, dtype)},
+          dtype, "linear");
+}
+
+TEST(CudaIndex, EmbeddingGatherAndConcat) {
+  SKIP_WITHOUT_GPU();
+  std::vector<std::int64_t> ids;
+  std::vector<std::int32_t> index;
+  for (int i = 0; i < 600; ++i) ids.push_back(i % 3 ? (i * i) % 50 : 7);
+  for (int i = 0; i < 40 * 4; ++i) index.push_back((i * 5) % 13);
+  for (const DType dtype : kFloatingDTypes)
+    expect_parity(
+        [](const Tensors& in) {
+          const Tensor gathered = ops::gather_last(in[2], in[3]);
+          return Tensors{ops::embedding(in[0], in[1]), ops::embedding_backward(in[4], in[1], 50), gathered,
+                         ops::gather_last_backward(gathered, in[3], 13), ops::concat({in[0], in[0]}, 1)};
+        },
+        {random_tensor({50, 70}, 1, dtype), Tensor::from(ids, {20, 30}), random_tensor({40, 13}, 2, dtype),
+         Tensor::from(index, {40, 4}), random_tensor({20, 30, 70}, 3, dtype)},
+        dtype, "index");
+}
+
+TEST(CudaRouting, TopKWithTiesAndPlans) {
+  SKIP_WITHOUT_GPU();
+  for (const std::int64_t tokens : {1, 37, 3000})
+    for (const std::int64_t experts : {1, 5, 32, 130}) {
+      const std::int64_t k = std::min<std::int64_t>(experts, 4);
+      const Tensor scores = ops::affine(random_tensor({tokens, 2, experts}, 1, DType::i32, 0, 9).to(DType::f32), 0.5);
+      const Tensor excluded = random_tensor({tokens, 2, experts}, 2, DType::boolean);
+      expect_parity(
+          [&](const Tensors& in) {
+            const Tensor indices = ops::top_k(in[0], k), masked = ops::top_k(in[0], k, in[1]);
+            const auto plan = ops::routing_plan(indices, experts), mask = ops::routing_plan_from_mask(in[1]);
+            return Tensors{indices, masked, plan.expert_offsets, plan.pair_to_choice, plan.choice_to_pair,
+                           mask.expert_offsets, mask.pair_to_choice, mask.choice_to_pair};
+          },
+          {scores, excluded}, DType::f32, "routing");
+    }
+}
+
+TEST(CudaExpertMatmul, AllRowsForwardAndBackward) {
+  SKIP_WITHOUT_GPU();
+  struct Case {
+    std::int64_t tokens, slots, experts, k, inner, outer;
+    bool by_mask;
+  };
+  for (const Case& c : {Case{40, 1, 4, 2, 24, 40, false}, Case{300, 2, 5, 3, 41, 76, false},
+                        Case{1, 1, 3, 3, 8, 8, false}, Case{700, 1, 16, 4, 136, 128, false},
+                        Case{50, 2, 6, 6, 16, 24, true}})
+    for (const DType dtype : kFloatingDTypes)
+      for (const Rows input : {Rows::token, Rows::row, Rows::pair})
+        for (const Rows output : {Rows::token, Rows::row, Rows::pair})
+          for (const bool gated : {false, true}) {
+            const ops::ExpertMatmulOptions options{input, output, ops::Activation::identity};
+            const auto rows = [&](Rows r) {
+              return r == Rows::token ? c.tokens : r == Rows::row ? c.tokens * c.slots : c.tokens * c.slots * c.k;
+            };
+            const auto op = [&](const Tensors& in) {
+              const auto plan = c.by_mask ? ops::routing_plan_from_mask(in[6])
+                                          : ops::routing_plan(ops::top_k(in[0], c.k), c.experts);
+              const Tensor gates = gated ? in[4] : Tensor{};
+              Tensor dy = in[5];
+              const Tensor y = ops::expert_matmul(in[1], in[2], in[3], gates, plan, options);
+              if (c.by_mask && output == Rows::pair) dy = ops::multiply(dy, y);  // rows without a pair are zero
+              const auto back = ops::expert_matmul_input_backward(dy, in[1], in[2], in[3], gates, plan, options, true, gated);
+              const auto weights = ops::expert_matmul_weight_backward(dy, in[1], gates, plan, options, true);
+              Tensors all = {y, back.dgates, weights.dweight, weights.dbias};
+              if (!(c.by_mask && input == Rows::pair)) all.push_back(back.dx);
+              return all;
+            };
+            expect_parity(op,
+                          {random_tensor({c.tokens, c.slots, c.experts}, 1, DType::f32),
+                           random_tensor({rows(input), c.inner}, 2, dtype),
+                           random_tensor({c.slots * c.experts, c.inner, c.outer}, 3, dtype),
+                           random_tensor({c.slots * c.experts, c.outer}, 4, dtype),
+                           random_tensor({c.tokens, c.slots, c.k}, 5, dtype, 0, 1),
+                           random_tensor({rows(output), c.outer}, 6, dtype),
+                           random_tensor({c.tokens, c.slots, c.experts}, 7, DType::boolean)},
+                          dtype, "expert_matmul");
+          }
+}
+
+TEST(CudaExpertMatmul, ActivationInTheEpilogue) {
+  SKIP_WITHOUT_GPU();
+  for (const DType dtype : kFloatingDTypes)
+    for (const auto activation : {ops::Activation::relu, ops::Activation::gelu, ops::Activation::silu})
+      expect_parity(
+          [&](const Tensors& in) {
+            const auto plan = ops::routing_plan(ops::top_k(in[0], 2), 6);
+            return Tensors{ops::expert_matmul(in[1], in[2].transpose(1, 2), in[3], {}, plan,
+                                              {Rows::token, Rows::pair, activation})};
+          },
+          {random_tensor({90, 6}, 1, DType::f32), random_tensor({90, 48}, 2, dtype),
+           random_tensor({6, 32, 48}, 3, dtype), random_tensor({6, 32}, 4, dtype)},
+          dtype, "activation");
+}
+
+TEST(CudaAttention, EveryOptionForwardAndBackward) {
+  SKIP_WITHOUT_GPU();
+  for (const DType dtype : kFloatingDTypes)
+    for (int bits = 0; bits < 32; ++bits)
+      for (const std::int64_t width : {12, 41, 128}) {
+        const bool causal = bits & 1, padded = bits & 2, masked = bits & 4, positions = bits & 8, dropped = bits & 16;
+        const std::int64_t batch = 2, queries = 37, heads = 2, offset = causal ? 5 : 0, keys = queries + offset;
+        const auto op = [&](const Tensors& in) {
+          ops::AttentionOptions options;
+          options.scale = 0.3;
+          options.causal = causal;
+          options.query_offset = offset;
+          if (padded) options.key_padding = in[3];
+          if (masked) options.mask = in[4];
+          if (positions) {
+            options.position_key = in[5];
+            options.position_zero = queries + offset - 1;
+          }
+          if (dropped) {
+            options.dropout = 0.2;
+            options.stream = Generator(3, in[0].device()).next(batch * heads * queries * keys);
+          }
+          const auto result = ops::attention(in[0], in[1], in[2], options);
+          const auto g = ops::attention_backward(in[6], in[0], in[1], in[2], result, options);
+          return Tensors{result.out, g.dquery, g.dkey, g.dvalue, g.dposition_key,
+                         ops::attention_probabilities(in[0], in[1], options)};
+        };
+        expect_parity(op,
+                      {random_tensor({batch, queries, heads, width}, 1, dtype),
+                       random_tensor({batch, keys, heads, width}, 2, dtype),
+                       random_tensor({batch, keys, heads, width}, 3, dtype),
+                       random_tensor({batch, keys}, 4, DType::boolean), random_tensor({queries, keys}, 5, DType::boolean),
+                       random_tensor({2 * (queries + offset), heads, width}, 6, dtype),
+                       random_tensor({batch, queries, heads, width}, 7, dtype)},
+                      dtype, "attention");
+      }
+}
+
+TEST(CudaAttention, RopeThereAndBack) {
+  SKIP_WITHOUT_GPU();
+  for (const DType dtype : kFloatingDTypes)
+    expect_parity(
+        [&](const Tensors& in) {
+          const auto tables = ops::rope_tables(20, 6, 10000, dtype == DType::f64 ? DType::f64 : DType::f32, in[0].device());
+          return Tensors{ops::rope(in[0], tables, 4), ops::rope(in[0], tables, 2, true)};
+        },
+        {random_tensor({2, 13, 3, 11}, 1, dtype)}, dtype, "rope");
+}
+
+TEST(CudaOptim, AdamWSgdNormAndClipping) {
+  SKIP_WITHOUT_GPU();
+  for (const DType dtype : kFloatingDTypes) {
+    const DType full = dtype == DType::f64 ? DType::f64 : DType::f32;
+    const bool rounded = dtype == DType::bf16;
+    const auto op = [&](const Tensors& in) {
+      std::vector<ops::AdamWSlot> adamw;
+      std::vector<ops::SgdSlot> sgd;
+      Tensors results;
+      for (int i = 0; i < 60; ++i) {  // more than one launch's table holds
+        const std::int64_t size = i == 3 ? 9001 : 5 + i;
+        const auto state = [&](double value) { return Tensor::full({size}, value, full, in[0].device()); };
+        const Tensor p = in[0].slice(0, 0, size).clone(), q = p.clone(), g = in[1].slice(0, 0, size).clone();
+        const Tensor master = rounded ? p.to(full) : Tensor{}, master2 = rounded ? p.to(full).clone() : Tensor{};
+        adamw.push_back({p, g, state(0.1), state(0.2), master, 0.01 * i});
+        sgd.push_back({q, g, state(0.3), master2, 0.02});
+        results.insert(results.end(), {p, q});
+      }
+      const Tensor rate = Tensor::full({1}, 0.01, DType::f64, in[0].device());
+      const Tensor step = Tensor::full({1}, 3, DType::i64, in[0].device());
+      const Tensor norm = ops::global_norm({in[0], in[1], in[1]}), factor = ops::clip_factor(norm, 0.5);
+      ops::adamw(adamw, rate, step, factor, 0.9, 0.99, 1e-8);
+      ops::sgd(sgd, rate, factor, 0.9);
+      results.insert(results.end(), {norm, factor});
+      return results;
+    };
+    expect_parity(op, {random_tensor({9001}, 1, dtype), random_tensor({9001}, 2, dtype)}, dtype, "optim");
+  }
+}
+
+}  // namespace
+}  // namespace switchyard
