@@ -26,7 +26,7 @@ TEST(Documents, TheReadmeShowsTheFirstProgramAsItIs) {
 }
 
 TEST(Documents, EveryLinkToAFileLeadsToOne) {
-  static const std::regex link(R"(\]\(([^)#:]+)(#[^)]*)?\))");
+  static const std::regex link(R"(\]\(([^)#:\s]+)(#[^)]*)?\))");
   int links = 0;
   for (const auto& entry : fs::recursive_directory_iterator(kRoot)) {
     const std::string place = fs::relative(entry.path(), kRoot).generic_string();
