@@ -14,7 +14,7 @@ help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
 
 demo: build/cpu/build.ninja ## train a small SwitchAll language model and let it write (about five minutes)
-	@$(BUILD) cpu --target train_lm
+	@$(BUILD) cpu --target train_lm generate
 	build/cpu/bin/train_lm --config configs/demo.json
 
 test: build ## build everything and run the whole test suite
