@@ -48,7 +48,8 @@ po::variables_map parse(int argc, char** argv) {
         given.count("config") ? "--config and --resume exclude each other: a run goes on with its own configuration"
                               : "expected --config FILE (try configs/demo.json), --resume RUN or --help");
   check(!given.count("resume") || !given.count("data"), "--data and --resume exclude each other: a run keeps its text");
-  check(!given.count("profile") || given["profile"].as<std::int64_t>() > 0, "--profile: expected at least 1 step");
+  const std::int64_t profiled = given.count("profile") ? given["profile"].as<std::int64_t>() : kProfiledSteps;
+  check(profiled > 0, "--profile: expected at least 1 step, got ", profiled);
   return given;
 }
 

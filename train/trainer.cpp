@@ -69,8 +69,9 @@ void Trainer::collect() {
   const auto start = Clock::now();  // waiting for a device is training time
   for (const StepRecord& record : state_.take_records()) {
     if (!record.finite())
-      stop(record.step, std::isfinite(record.loss) ? "the gradient is not finite"
-                                                   : "the loss is " + std::to_string(record.loss));
+      stop(record.step, std::isnan(record.loss)      ? "the loss is nan"
+                        : std::isinf(record.loss) ? "the loss is infinite"
+                                                  : "the gradient is not finite");
     recent_.push_back(record);
   }
   training_seconds_ += seconds_since(start);

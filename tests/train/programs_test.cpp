@@ -1,0 +1,211 @@
+// The example programs, run as a user runs them.
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <random>
+#include <thread>
+
+#include "tests/train/program.h"
+#include "tests/train/tiny_run.h"
+#include "train/json_text.h"
+
+namespace switchyard::train {
+namespace {
+
+using namespace switchyard::testing;
+using namespace std::chrono_literals;
+namespace fs = std::filesystem;
+
+class Programs : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (!Program::exists("train_lm")) GTEST_SKIP() << "built without the examples";
+  }
+  /// Writes a configuration file and returns its path.
+  std::string config_file(const Config& config) {
+    const fs::path path = folder_ / "tiny.json";
+    write_bytes(path, pretty_json(to_json(config)));
+    return path.string();
+  }
+  /// The first run in the output folder that can be continued; empty for none.
+  fs::path run_in(const fs::path& output) {
+    std::error_code none;
+    for (const auto& entry : fs::directory_iterator(output, none))
+      if (fs::exists(entry.path() / "config.json")) return entry.path();
+    return {};
+  }
+  void expect_same_end(const fs::path& a, const fs::path& b, std::int64_t step) {
+    for (const char* file : {"model.safetensors", "optimizer.safetensors"}) {
+      const std::string expected = read_bytes(checkpoint_of(a, step) / file);
+      EXPECT_FALSE(expected.empty());
+      EXPECT_TRUE(read_bytes(checkpoint_of(b, step) / file) == expected) << file;
+    }
+    const auto expected = read_metrics(a / "metrics.jsonl"), lines = read_metrics(b / "metrics.jsonl");
+    ASSERT_EQ(lines.size(), expected.size());
+    for (std::size_t i = 0; i < lines.size(); ++i) EXPECT_EQ(lines[i].at("step"), expected[i].at("step"));
+  }
+
+  TemporaryFolder folder_;
+};
+
+TEST_F(Programs, TrainValidateWriteAndNameWhatComesNext) {
+  const Config config = tiny_config(folder_.path());
+  Program train("train_lm", {"--config", config_file(config), "--profile", "4"});
+  ASSERT_EQ(train.wait(), 0) << train.err();
+  const std::string out = train.out(), run = run_in(config.output.folder).string();
+  for (const std::string& part :
+       {std::string("step 12/12"), std::string("bits/byte"), std::string("tok/s"), std::string("expert entropy"),
+        std::string("GFLOP/s"), std::string("matrix products (GEMM) take"), std::string("validation: "),
+        std::string("bits per byte"), "run folder: " + run, "generate --run " + run, "--resume " + run})
+    EXPECT_NE(out.find(part), std::string::npos) << part << " is not in:\n" << out;
+  EXPECT_EQ(train.err(), "");
+
+  Program generate("generate", {"--run", run, "--prompt", "line 7", "--tokens", "20"});
+  ASSERT_EQ(generate.wait(), 0) << generate.err();
+  EXPECT_EQ(generate.out().rfind("line 7", 0), 0u);
+  EXPECT_GT(generate.out().size(), 20u);
+}
+
+TEST_F(Programs, AUsersOwnLoopTrains) {
+  tiny_config(folder_.path());
+  Program loop("from_scratch", {(folder_ / "text.txt").string()}, {"STEPS=20"});
+  ASSERT_EQ(loop.wait(), 0) << loop.err();
+  EXPECT_NE(loop.out().find("step 20  loss "), std::string::npos) << loop.out();
+}
+
+TEST_F(Programs, InterruptsSaveAndLeaveCleanly) {
+  Config config = tiny_config(folder_.path());
+  config.training.steps = 400;
+  config.training.log_every = 50;
+  Program whole("train_lm", {"--config", config_file(config)});
+  ASSERT_EQ(whole.wait(), 0) << whole.err();
+  const fs::path expected = run_in(config.output.folder);
+
+  for (const int signal : {SIGINT, SIGTERM}) {
+    config.output.folder = (folder_ / ("signal-" + std::to_string(signal))).string();
+    config.training.steps = 1'000'000;
+    Program stopped("train_lm", {"--config", config_file(config), "--set", "optimizer.schedule.kind=constant"});
+    while (stopped.out().find("step  ") == std::string::npos) std::this_thread::sleep_for(2ms);
+    stopped.send(signal);
+    ASSERT_EQ(stopped.wait(), 0) << stopped.err();
+    const fs::path run = run_in(config.output.folder);
+    EXPECT_NE(stopped.out().find("stopped and saved at step "), std::string::npos) << stopped.out();
+    EXPECT_NE(stopped.out().find("--resume " + run.string()), std::string::npos) << stopped.out();
+    const auto checkpoints = list_checkpoints(run / "checkpoints");
+    ASSERT_FALSE(checkpoints.empty());
+    const std::int64_t end = checkpoints.back().first + 5;
+    Program more("train_lm", {"--resume", run.string(), "--set", "training.steps=" + std::to_string(end)});
+    EXPECT_EQ(more.wait(), 0) << more.err();
+    EXPECT_TRUE(fs::exists(checkpoint_of(run, end)));
+  }
+}
+
+TEST_F(Programs, KilledAtRandomMomentsEndsAsIfNothingHadHappened) {
+  Config config = tiny_config(folder_.path());
+  config.training.steps = 300;
+  config.training.log_every = 25;
+  config.training.checkpoint_every = 7;
+  config.training.keep_checkpoints = 2;
+  const auto start = std::chrono::steady_clock::now();
+  Program whole("train_lm", {"--config", config_file(config)});
+  ASSERT_EQ(whole.wait(), 0) << whole.err();
+  const std::chrono::duration<double> duration = std::chrono::steady_clock::now() - start;
+  const fs::path expected = run_in(config.output.folder);
+
+  config.output.folder = (folder_ / "killed").string();
+  const std::string file = config_file(config);
+  std::mt19937 random(1);
+  std::uniform_real_distribution<double> moment(0, duration.count() / 6);
+  int killed = 0;
+  for (int attempt = 0; attempt < 20; ++attempt) {
+    const fs::path run = run_in(config.output.folder);
+    Program program("train_lm", run.empty() ? std::vector<std::string>{"--config", file}
+                                            : std::vector<std::string>{"--resume", run.string()});
+    std::this_thread::sleep_for(std::chrono::duration<double>(moment(random)));
+    program.send(SIGKILL);
+    killed += program.wait() == -SIGKILL;
+    EXPECT_EQ(program.err(), "");
+  }
+  EXPECT_GT(killed, 0);
+  const fs::path run = run_in(config.output.folder);
+  Program last("train_lm", run.empty() ? std::vector<std::string>{"--config", file}
+                                       : std::vector<std::string>{"--resume", run.string()});
+  ASSERT_EQ(last.wait(), 0) << last.err();
+  expect_same_end(expected, run_in(config.output.folder), 300);
+}
+
+TEST_F(Programs, WrongCommandLinesEndInOneLine) {
+  const Config config = tiny_config(folder_.path());
+  const std::string file = config_file(config), missing = (folder_ / "missing").string();
+  write_bytes(folder_ / "bad.json", "{\"model\": {\"layers\": \"four\"}}");
+  const std::string bad = (folder_ / "bad.json").string();
+  write_bytes(folder_ / "binary", std::string("a\0b", 3));
+  struct Row {
+    std::string program;
+    std::vector<std::string> arguments;
+    std::string message;
+  };
+  const std::vector<Row> rows = {
+      {"train_lm", {}, "expected --config FILE (try configs/demo.json), --resume RUN or --help"},
+      {"train_lm", {"--confg", file}, "unrecognised option '--confg'"},
+      {"train_lm", {"--conf", file}, "unrecognised option '--conf'"},
+      {"train_lm", {file}, "too many positional options have been specified on the command line"},
+      {"train_lm", {"--config"}, "the required argument for option '--config' is missing"},
+      {"train_lm", {"--config", file, "--config", file}, "option '--config' cannot be specified more than once"},
+      {"train_lm", {"--config", missing}, "config: " + missing + ": cannot be opened: No such file or directory"},
+      {"train_lm", {"--config", folder_.path().string()},
+       "config: " + folder_.path().string() + ": is a folder, expected a JSON file"},
+      {"train_lm", {"--config", bad}, "config: model.layers: \"four\" is a string, expected an integer from 1 to 1024"},
+      {"train_lm", {"--config", file, "--set", "model.layers"},
+       "config: --set \"model.layers\": expected <key>=<value>, such as model.layers=4"},
+      {"train_lm", {"--config", file, "--set", "training.batch=-1"},
+       "config: training.batch: -1 is out of range, expected 1 to 1048576"},
+      {"train_lm", {"--config", file, "--device", "tpu"},
+       "config: training.device: \"tpu\" is unknown, expected \"cpu\", \"cuda\" or \"cuda:<index>\""},
+      {"train_lm", {"--config", file, "--device", "cpu\", \"x"},
+       R"(config: training.device: "\"cpu\", \"x\"" is unknown, expected "cpu", "cuda" or "cuda:<index>")"},
+      {"train_lm", {"--config", file, "--data", missing}, "open: " + missing + ": No such file or directory"},
+      {"train_lm", {"--config", file, "--data", (folder_ / "binary").string()},
+       "corpus: " + (folder_ / "binary").string() + " is not a text file (it holds zero bytes)"},
+      {"train_lm", {"--config", file, "--data"}, "the required argument for option '--data' is missing"},
+      {"train_lm", {"--config", file, "--resume", missing},
+       "--config and --resume exclude each other: a run goes on with its own configuration"},
+      {"train_lm", {"--resume", missing, "--data", file}, "--data and --resume exclude each other: a run keeps its text"},
+      {"train_lm", {"--resume", missing}, "run folder: " + missing + ": is no folder"},
+      {"train_lm", {"--resume", folder_.path().string()},
+       "run folder: " + folder_.path().string() + ": has no config.json, expected the folder of a run"},
+      {"train_lm", {"--config", file, "--profile", "many"}, "the argument ('many') for option '--profile' is invalid"},
+      {"train_lm", {"--config", file, "--profile", "0"}, "--profile: expected at least 1 step, got 0"},
+      {"train_lm", {"--config", file, "--validate-config", "--set", "model.widht=3"},
+       "config: model.widht: unknown key (with value 3), did you mean model.width? Expected kind, vocabulary_size, "
+       "width, layers, context, memory, dropout, norm, norm_epsilon, position, rope_fraction, rope_base, "
+       "tie_embeddings, head_bias, init_scale, embedding_init_std, attention or feedforward"},
+      {"generate", {}, "expected --run FOLDER, such as one that train_lm made"},
+      {"generate", {"--run", missing}, "run folder: " + missing + ": is no folder"},
+      {"generate", {"--run", missing, "--tokens", "x"}, "the argument ('x') for option '--tokens' is invalid"},
+      {"from_scratch", {missing}, "open: " + missing + ": No such file or directory"},
+  };
+  for (const Row& row : rows) {
+    Program program(row.program, row.arguments);
+    std::string line = row.program;
+    for (const std::string& argument : row.arguments) line += ' ' + argument;
+    SCOPED_TRACE(line);
+    EXPECT_EQ(program.wait(), 1);
+    EXPECT_EQ(program.err(), row.program + ": " + row.message + "\n");
+  }
+}
+
+TEST_F(Programs, HelpAndConfigurationArePrinted) {
+  const std::string file = config_file(tiny_config(folder_.path()));
+  Program help("train_lm", {"--help"}), keys("train_lm", {"--help-config"}),
+      config("train_lm", {"--config", file, "--validate-config", "--set", "model.layers=7"});
+  EXPECT_EQ(help.wait(), 0);
+  EXPECT_NE(help.out().find("--resume"), std::string::npos);
+  EXPECT_EQ(keys.wait(), 0);
+  EXPECT_EQ(keys.out(), config_help());
+  EXPECT_EQ(config.wait(), 0);
+  EXPECT_EQ(parse_config(config.out(), "--validate-config").model.layers, 7);
+}
+
+}  // namespace
+}  // namespace switchyard::train
