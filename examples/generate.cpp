@@ -5,6 +5,7 @@
 #include <iostream>
 
 #include "train/sample.h"
+#include "train/threads.h"
 
 using namespace switchyard;
 namespace po = boost::program_options;
@@ -29,7 +30,8 @@ Request parse(int argc, char** argv) {
   add("temperature", po::value(&request.sampling.temperature)->default_value(0.8, "0.8"),
       "0: always the likeliest token");
   add("top-k", po::value(&request.sampling.top_k)->default_value(0), "choose among the k likeliest tokens; 0: all");
-  add("top-p", po::value(&request.sampling.top_p)->default_value(1.0, "1"), "choose among the likeliest tokens that make up this share");
+  add("top-p", po::value(&request.sampling.top_p)->default_value(1.0, "1"),
+      "choose among the likeliest tokens that make up this share");
   add("seed", po::value(&request.seed)->default_value(request.seed), "the same seed writes the same text");
   add("device", po::value(&request.device), "cpu, cuda or cuda:<index>; without it, the run's");
   add("help", "print this");
@@ -46,6 +48,7 @@ Request parse(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  train::sleep_while_waiting(argv);
   try {
     Request request = parse(argc, argv);
     if (request.help) return 0;

@@ -12,6 +12,7 @@
 #include "moe/accounting.h"
 #include "train/json_text.h"
 #include "train/sample.h"
+#include "train/threads.h"
 #include "train/trainer.h"
 
 using namespace switchyard;
@@ -37,6 +38,10 @@ po::options_description options() {
   return all;
 }
 
+std::int64_t profiled_steps(const po::variables_map& given) {
+  return given.count("profile") ? given["profile"].as<std::int64_t>() : kProfiledSteps;
+}
+
 po::variables_map parse(int argc, char** argv) {
   const Strings words(argv + 1, argv + argc);
   po::variables_map given;
@@ -48,7 +53,7 @@ po::variables_map parse(int argc, char** argv) {
         given.count("config") ? "--config and --resume exclude each other: a run goes on with its own configuration"
                               : "expected --config FILE (try configs/demo.json), --resume RUN or --help");
   check(!given.count("resume") || !given.count("data"), "--data and --resume exclude each other: a run keeps its text");
-  const std::int64_t profiled = given.count("profile") ? given["profile"].as<std::int64_t>() : kProfiledSteps;
+  const std::int64_t profiled = profiled_steps(given);
   check(profiled > 0, "--profile: expected at least 1 step, got ", profiled);
   return given;
 }
@@ -122,17 +127,16 @@ int train_and_report(const po::variables_map& given, const std::string& program)
   train::Trainer trainer(run, config, text);
   describe_model(config, trainer.model());
   if (resumed) say("continuing after step " + std::to_string(trainer.step()));
-  trainer.profile_steps(given.count("profile") ? given["profile"].as<std::int64_t>() : kProfiledSteps);
+  trainer.profile_steps(profiled_steps(given));
 
   const auto outcome = trainer.run();
   if (outcome == train::Trainer::Outcome::interrupted) {
-    say("stopped and saved at step " + std::to_string(trainer.step()) + " of " +
-        std::to_string(config.training.steps));
+    say("stopped and saved at step " + std::to_string(trainer.step()) + " of " + std::to_string(config.training.steps));
     say("to go on: " + program + " --resume " + run.path().string());
     return 0;
   }
   print_time_use(given.count("profile") > 0);
-  const train::Evaluation validation = trainer.validate();
+  const train::Evaluation validation = trainer.last_validation() ? *trainer.last_validation() : trainer.validate();
   std::printf("validation: %.3f bits per byte (loss %.4f over %lld tokens)\n",
               train::bits_per_byte(validation.nats_per_token, text.tokens_per_byte), validation.nats_per_token,
               static_cast<long long>(validation.tokens));
@@ -158,6 +162,7 @@ int run_program(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  train::sleep_while_waiting(argv);
   try {
     return run_program(argc, argv);
   } catch (const std::exception& error) {

@@ -50,7 +50,7 @@ std::optional<std::int64_t> step_of_name(const std::string& name) {
   const char* end = name.data() + name.size();
   const auto result = std::from_chars(name.data() + 5, end, step);
   return result.ec == std::errc() && result.ptr == end && name == checkpoint_name(step) ? std::optional(step)
-                                                                                     : std::nullopt;
+                                                                                        : std::nullopt;
 }
 
 void flush_folder(const fs::path& folder) {

@@ -14,11 +14,11 @@ namespace {
 /// Bytes of the UTF-8 character at the begin of `text`; 0 when there is none.
 std::size_t character_length(std::string_view text) {
   const auto byte = [text](std::size_t i) { return static_cast<unsigned char>(text[i]); };
-  const std::size_t length = byte(0) < 0x80                       ? 1
+  const std::size_t length = byte(0) < 0x80                      ? 1
                              : byte(0) >= 0xC2 && byte(0) < 0xE0 ? 2
                              : byte(0) >= 0xE0 && byte(0) < 0xF0 ? 3
                              : byte(0) >= 0xF0 && byte(0) < 0xF5 ? 4
-                                                                  : 0;
+                                                                 : 0;
   if (length == 0 || length > text.size()) return 0;
   for (std::size_t i = 1; i < length; ++i)
     if ((byte(i) & 0xC0) != 0x80) return 0;

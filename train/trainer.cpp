@@ -69,7 +69,7 @@ void Trainer::collect() {
   const auto start = Clock::now();  // waiting for a device is training time
   for (const StepRecord& record : state_.take_records()) {
     if (!record.finite())
-      stop(record.step, std::isnan(record.loss)      ? "the loss is nan"
+      stop(record.step, std::isnan(record.loss)   ? "the loss is nan"
                         : std::isinf(record.loss) ? "the loss is infinite"
                                                   : "the gradient is not finite");
     recent_.push_back(record);
@@ -125,7 +125,8 @@ Evaluation Trainer::validate() {
 }
 
 void Trainer::validate_and_record() {
-  const double loss = validate().nats_per_token;
+  last_validation_ = validate();
+  const double loss = last_validation_->nats_per_token;
   const double bits = bits_per_byte(loss, text_.tokens_per_byte);
   char line[128];
   std::snprintf(line, sizeof line, "step %lld  validation: loss %.4f  %.3f bits/byte",
@@ -174,8 +175,7 @@ std::string Trainer::find_cause(std::int64_t step) {
   }
   if (const std::string name = state_.nonfinite_parameter(); !name.empty())
     return "its update left parameter " + name + " not finite";
-  return "repeated from the checkpoint it is finite" +
-         (broken.empty() ? "" : ", yet parameter " + broken + " was not");
+  return "repeated from the checkpoint it is finite" + (broken.empty() ? "" : ", yet parameter " + broken + " was not");
 }
 
 }  // namespace switchyard::train

@@ -36,6 +36,8 @@ class Trainer {
   TrainingState& state() { return state_; }
   /// The validation text's loss under the present weights.
   Evaluation validate();
+  /// What run() found when it last validated; none if it did not.
+  const std::optional<Evaluation>& last_validation() const { return last_validation_; }
 
  private:
   using Clock = std::chrono::steady_clock;
@@ -57,9 +59,10 @@ class Trainer {
   Progress progress_;
   TrainingState state_;
   std::optional<MetricsLog> metrics_;  // opened once the step to continue from is known
-  std::vector<StepRecord> recent_;  // since the last progress line
-  double training_seconds_ = 0;     // of the steps in recent_ and those not collected
+  std::vector<StepRecord> recent_;     // since the last progress line
+  double training_seconds_ = 0;        // of the steps in recent_ and those not collected
   std::int64_t timed_steps_ = 0;
+  std::optional<Evaluation> last_validation_;
   std::int64_t saved_step_ = -1;
   std::int64_t steps_here_ = 0, profile_end_ = 0;  // steps of this start
 };

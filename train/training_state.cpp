@@ -47,9 +47,9 @@ std::string memory_name(std::size_t part, std::size_t layer) {
 std::unique_ptr<nn::LanguageModel> build_model(const Config& config, const data::Tokenizer& tokenizer) {
   moe::LanguageModelConfig model_config = config.model;
   if (model_config.vocabulary_size == 0) model_config.vocabulary_size = tokenizer.vocabulary_size();
-  check(model_config.vocabulary_size >= tokenizer.vocabulary_size(), "config: model.vocabulary_size: ",
-        model_config.vocabulary_size, " is too small, expected 0 or at least the tokenizer's ",
-        tokenizer.vocabulary_size());
+  check(model_config.vocabulary_size >= tokenizer.vocabulary_size(),
+        "config: model.vocabulary_size: ", model_config.vocabulary_size,
+        " is too small, expected 0 or at least the tokenizer's ", tokenizer.vocabulary_size());
   Generator weights(static_cast<std::uint64_t>(config.training.seed));
   auto model = moe::build_language_model(model_config, weights);
   model->to(config.dtype());
@@ -74,8 +74,7 @@ nn::Schedule build_schedule(const Config& config) {
     case ScheduleKind::constant: return nn::schedule::constant(warmup);
     case ScheduleKind::linear: return nn::schedule::linear(warmup, steps, schedule.final_fraction);
     case ScheduleKind::cosine: return nn::schedule::cosine(warmup, steps, schedule.final_fraction);
-    case ScheduleKind::switchhead_warmup_then_cosine:
-      return nn::schedule::switchhead_warmup_then_cosine(warmup, steps);
+    case ScheduleKind::switchhead_warmup_then_cosine: return nn::schedule::switchhead_warmup_then_cosine(warmup, steps);
   }
   fail("config: optimizer.schedule.kind: unknown");
 }

@@ -26,9 +26,9 @@ data::Loader build_loader(const Config& config, const data::TokenFile& tokens);
 
 /// What one step left behind.
 struct StepRecord {
-  std::int64_t step = 0;       ///< 1 for the first
-  double loss = 0;             ///< cross-entropy, nats per token
-  double gradient_norm = 0;    ///< of all parameters together, before clipping
+  std::int64_t step = 0;     ///< 1 for the first
+  double loss = 0;           ///< cross-entropy, nats per token
+  double gradient_norm = 0;  ///< of all parameters together, before clipping
   bool finite() const;
 };
 

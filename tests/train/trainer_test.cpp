@@ -48,8 +48,8 @@ TEST(Trainer, LearnsAndLeavesARecord) {
   ASSERT_EQ(lines.size(), 14u);  // 12 of training, 2 of validation
   EXPECT_GT(lines.front().at("bits_per_byte").as_double(), 5);
   EXPECT_LT(lines.back().at("validation_bits_per_byte").as_double(), 4.5);
-  for (const char* key : {"loss", "learning_rate", "gradient_norm", "tokens_per_second", "expert_entropy",
-                          "dead_experts", "peak_bytes"})
+  for (const char* key :
+       {"loss", "learning_rate", "gradient_norm", "tokens_per_second", "expert_entropy", "dead_experts", "peak_bytes"})
     EXPECT_TRUE(lines.front().contains(key)) << key;
   const auto checkpoints = list_checkpoints(run.checkpoints_path());
   ASSERT_EQ(checkpoints.size(), 2u);
@@ -199,7 +199,8 @@ TEST(Evaluation, WithMemoryReadsStreams) {
   const TokenizedText text = text_of(config, folder);
   const auto model = build_model(config, *text.tokenizer);
   const EvaluationOptions options{.windows = 6, .batch = 2, .context = 16, .memory = 16};
-  const Evaluation first = evaluate(*model, text.validation, options), second = evaluate(*model, text.validation, options);
+  const Evaluation first = evaluate(*model, text.validation, options),
+                   second = evaluate(*model, text.validation, options);
   EXPECT_EQ(first.tokens, 6 * 16);
   EXPECT_EQ(first.nats_per_token, second.nats_per_token);
 }
