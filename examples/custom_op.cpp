@@ -2,8 +2,9 @@
 // like any other.
 //
 //   build/cpu/bin/custom_op
-//   gradcheck: ok (worst error ...)
-//   swish([-2, 0, 2]) = ...
+//   gradcheck: ok (worst error 1.26782e-11)
+//   swish of Tensor(f64 [2, 3] [[-2, -0.5, 0], [0.7, 2, 3]])
+//   is Tensor(f64 [2, 3] [[-0.094852, -0.16041, 0], [0.51854, 1.9051, 2.967]])
 #include <cmath>
 #include <iostream>
 
