@@ -121,10 +121,10 @@ int train_and_report(const po::variables_map& given, const std::string& program)
   const bool resumed = given.count("resume") > 0;
   const train::RunFolder run =
       resumed ? train::RunFolder::open(given["resume"].as<std::string>()) : train::RunFolder::create(config);
-  if (resumed) run.store(config);
   say("run folder: " + run.path().string());
   const train::TokenizedText text = train::prepare_text(config, run.text_path(), say);
   train::Trainer trainer(run, config, text);
+  if (resumed) run.store(config);  // not before it has been found to fit
   describe_model(config, trainer.model());
   if (resumed) say("continuing after step " + std::to_string(trainer.step()));
   trainer.profile_steps(profiled_steps(given));

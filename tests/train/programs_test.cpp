@@ -66,6 +66,20 @@ TEST_F(Programs, TrainValidateWriteAndNameWhatComesNext) {
   EXPECT_GT(generate.out().size(), 20u);
 }
 
+TEST_F(Programs, ARefusedChangeLeavesTheRunAsItWas) {
+  const Config config = tiny_config(folder_.path());
+  Program first("train_lm", {"--config", config_file(config)});
+  ASSERT_EQ(first.wait(), 0) << first.err();
+  const std::string run = run_in(config.output.folder).string();
+  Program refused("train_lm", {"--resume", run, "--set", "model.layers=3"});
+  EXPECT_EQ(refused.wait(), 1);
+  EXPECT_EQ(refused.err(), "train_lm: checkpoint: " + checkpoint_of(run, 12).string() +
+                               ": was made with model.layers 2, this run has 3\n");
+  Program again("train_lm", {"--resume", run, "--set", "training.steps=14"});
+  EXPECT_EQ(again.wait(), 0) << again.err();
+  EXPECT_TRUE(fs::exists(checkpoint_of(run, 14)));
+}
+
 TEST_F(Programs, AUsersOwnLoopTrains) {
   tiny_config(folder_.path());
   Program loop("from_scratch", {(folder_ / "text.txt").string()}, {"STEPS=20"});
