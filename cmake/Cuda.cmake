@@ -38,6 +38,7 @@ if(build_cuda)
     PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--generate-code=arch=compute_80,code=sm_80
             --generate-code=arch=compute_90a,code=sm_90a --expt-relaxed-constexpr>)
   target_link_libraries(switchyard_core PUBLIC CUDA::cudart CUDA::cublas CUDA::cublasLt)
+  set(SWITCHYARD_CUDA_BUILT ON)
   switchyard_report(IN "CUDA" "${CUDAToolkit_VERSION}, for sm_80 and sm_90a")
 elseif(EXISTS ${cuda_stub})
   target_sources(switchyard_core PRIVATE ${cuda_stub})

@@ -1,119 +1,15 @@
-// Attention for every dtype and option, without tensor cores: a warp per query (or per key, or per relative position, in
+// Attention for every dtype and option, without tensor cores (bf16 without position keys is in attention_bf16.cu): a warp per query (or per key, or per relative position, in
 // the backward pass) walks the other side 32 at a time, a lane each for the products, then all lanes over the channels
 // for the sums. Nothing of size T x S is stored; probabilities are made again from log_normalizer. Each gradient has a
 // kernel of its own that sums in a fixed order, so results do not vary.
 
-#include "core/kernels/attention.h"
-#include "core/philox.h"
-#include "cuda/device/reduce.cuh"
-#include "cuda/launch.cuh"
+#include "cuda/attention.cuh"
 
 namespace switchyard::cuda {
 namespace {
 
-constexpr int kMaxWidth = 256, kChannels = kMaxWidth / 32, kWarps = 4;
+constexpr int kChannels = kMaxHeadWidth / 32, kWarps = 4;
 constexpr unsigned kAllLanes = 0xffffffffu;
-
-/// A [B, T, H, d] operand; stride 1 on d.
-template <class D>
-struct Heads {
-  D* data;
-  std::int64_t batch, token, head;
-  int width;
-
-  __device__ D* row(int b, int h, int t) const { return data + b * batch + t * token + h * head; }
-};
-
-template <class T>
-Heads<device_t<T>> heads_of(const Tensor& x) {
-  return {pointer<T>(x), x.stride(0), x.stride(1), x.stride(2), static_cast<int>(x.size(3))};
-}
-
-template <class D>
-struct Problem {
-  using A = compute_t<D>;
-  Heads<D> query, key, value;
-  int batch, heads, queries, keys;
-  A scale;
-  bool causal;
-  std::int64_t query_offset;
-  const bool *mask, *key_padding;
-  const D* position;  // [R, H, d] or null
-  std::int64_t position_row, position_head, position_zero, positions;
-  double dropout;
-  std::uint64_t seed, stream_offset;
-  const std::int64_t* stream_base;
-
-  /// Keys that query i may see under causality.
-  __device__ int key_end(int i) const {
-    return causal ? static_cast<int>(min(static_cast<std::int64_t>(keys), i + query_offset + 1)) : keys;
-  }
-  __device__ bool visible(int b, int i, int j) const {
-    if (j < 0 || j >= key_end(i)) return false;
-    if (mask && mask[static_cast<std::int64_t>(i) * keys + j]) return false;
-    return !(key_padding && key_padding[static_cast<std::int64_t>(b) * keys + j]);
-  }
-  /// The position key of a pair; null without one.
-  __device__ const D* position_of(int h, int i, int j) const {
-    const std::int64_t row = j - i - query_offset + position_zero;
-    return position && row >= 0 && row < positions ? position + row * position_row + h * position_head : nullptr;
-  }
-  __device__ A logit(int b, int h, int i, int j) const {
-    const D* q = query.row(b, h, i);
-    const D* k = key.row(b, h, j);
-    const D* p = position_of(h, i, j);
-    A sum = 0;
-    if (p) {
-      for (int c = 0; c < query.width; ++c) sum += load(q + c) * (load(k + c) + load(p + c));
-    } else {
-      for (int c = 0; c < query.width; ++c) sum += load(q + c) * load(k + c);
-    }
-    return scale * sum;
-  }
-  /// 0 or 1 / (1 - p).
-  __device__ A dropout_factor(int b, int h, int i, int j) const {
-    if (dropout == 0) return A(1);
-    const std::uint64_t element = ((static_cast<std::uint64_t>(b) * heads + h) * queries + i) * keys + j;
-    const auto start = static_cast<std::uint64_t>(*stream_base) + stream_offset;
-    const float u = uniform_from_bits(philox_element(seed, start, element));
-    return u < static_cast<float>(dropout) ? A(0) : static_cast<A>(1 / (1 - dropout));
-  }
-};
-
-template <class T>
-Problem<device_t<T>> problem_of(const Tensor& query, const Tensor& key, const Tensor& value,
-                                const ops::AttentionOptions& options) {
-  using D = device_t<T>;
-  const std::int64_t width = std::max(query.size(3), value.size(3));
-  check(width <= kMaxWidth, "attention: head width ", width, ", the CUDA kernel takes at most ", kMaxWidth);
-  Problem<D> p{};
-  p.query = heads_of<T>(query);
-  p.key = heads_of<T>(key);
-  p.value = heads_of<T>(value);
-  p.batch = static_cast<int>(query.size(0));
-  p.queries = static_cast<int>(query.size(1));
-  p.heads = static_cast<int>(query.size(2));
-  p.keys = static_cast<int>(key.size(1));
-  p.scale = static_cast<compute_t<D>>(options.scale);
-  p.causal = options.causal;
-  p.query_offset = options.query_offset;
-  p.mask = options.mask.defined() ? options.mask.data<bool>() : nullptr;
-  p.key_padding = options.key_padding.defined() ? options.key_padding.data<bool>() : nullptr;
-  if (options.position_key.defined()) {
-    p.position = pointer<T>(options.position_key);
-    p.position_row = options.position_key.stride(0);
-    p.position_head = options.position_key.stride(1);
-    p.positions = options.position_key.size(0);
-    p.position_zero = options.position_zero;
-  }
-  p.dropout = options.dropout;
-  if (options.dropout > 0) {
-    p.seed = options.stream.seed;
-    p.stream_offset = options.stream.offset;
-    p.stream_base = options.stream.base.data<std::int64_t>();
-  }
-  return p;
-}
 
 /// The (batch, head, item) of this warp; false beyond the last.
 __device__ inline bool warp_item(int batch, int heads, int items, int* b, int* h, int* item) {
@@ -148,7 +44,7 @@ __device__ void store_channels(const compute_t<D> (&sums)[kChannels], compute_t<
 }
 
 template <class D>
-__global__ void forward(Problem<D> p, Heads<D> out, compute_t<D>* log_normalizer) {
+__global__ void forward(AttentionProblem<D> p, Heads<D> out, compute_t<D>* log_normalizer) {
   using A = compute_t<D>;
   int b, h, i;
   if (!warp_item(p.batch, p.heads, p.queries, &b, &h, &i)) return;
@@ -174,7 +70,7 @@ __global__ void forward(Problem<D> p, Heads<D> out, compute_t<D>* log_normalizer
 }
 
 template <class D>
-__global__ void probabilities(Problem<D> p, compute_t<D>* out) {
+__global__ void probabilities(AttentionProblem<D> p, compute_t<D>* out) {
   using A = compute_t<D>;
   int b, h, i;
   if (!warp_item(p.batch, p.heads, p.queries, &b, &h, &i)) return;
@@ -198,14 +94,14 @@ __global__ void probabilities(Problem<D> p, compute_t<D>* out) {
 template <class D>
 struct Backward {
   using A = compute_t<D>;
-  Problem<D> p;
+  AttentionProblem<D> p;
   Heads<D> dout;
   const A *log_normalizer, *delta;
 
   /// The weight of value j in out_i (dropout included), and the derivative for the logit times scale; zeros if hidden.
   __device__ void pair(int b, int h, int i, int j, A* weight, A* dlogit) const {
     *weight = *dlogit = A(0);
-    if (i < 0 || i >= p.queries || !p.visible(b, i, j)) return;
+    if (!p.visible(b, i, j)) return;
     const std::int64_t row = (static_cast<std::int64_t>(b) * p.heads + h) * p.queries + i;
     const A probability = exp(p.logit(b, h, i, j) - log_normalizer[row]);
     const A factor = p.dropout_factor(b, h, i, j);
@@ -232,7 +128,7 @@ __global__ void row_products(int batch, int heads, int queries, Heads<D> a, Head
 template <class D>
 __global__ void query_gradient(Backward<D> g, Heads<D> dquery) {
   using A = compute_t<D>;
-  const Problem<D>& p = g.p;
+  const AttentionProblem<D>& p = g.p;
   int b, h, i;
   if (!warp_item(p.batch, p.heads, p.queries, &b, &h, &i)) return;
   A sums[kChannels] = {};
@@ -254,7 +150,7 @@ __global__ void query_gradient(Backward<D> g, Heads<D> dquery) {
 template <class D>
 __global__ void key_value_gradient(Backward<D> g, Heads<D> dkey, Heads<D> dvalue) {
   using A = compute_t<D>;
-  const Problem<D>& p = g.p;
+  const AttentionProblem<D>& p = g.p;
   int b, h, j;
   if (!warp_item(p.batch, p.heads, p.keys, &b, &h, &j)) return;
   A dk[kChannels] = {}, dv[kChannels] = {};
@@ -273,7 +169,7 @@ __global__ void key_value_gradient(Backward<D> g, Heads<D> dkey, Heads<D> dvalue
 template <class D>
 __global__ void position_gradient(Backward<D> g, D* out) {
   using A = compute_t<D>;
-  const Problem<D>& p = g.p;
+  const AttentionProblem<D>& p = g.p;
   int unused, h, r;
   if (!warp_item(1, p.heads, static_cast<int>(p.positions), &unused, &h, &r)) return;
   A sums[kChannels] = {};
@@ -320,8 +216,12 @@ void attention(const Tensor& query, const Tensor& key, const Tensor& value, cons
                const Tensor& out, const Tensor& log_normalizer) {
   dispatch_floating(query.dtype(), "attention", [&](auto tag) {
     using T = typename decltype(tag)::type;
+    const auto problem = problem_of<T>(query, key, value, options);
+    if constexpr (std::is_same_v<T, bfloat16>)
+      if (has_tensor_core_attention(problem))
+        return launch_attention(problem, heads_of<T>(out), log_normalizer.data<float>(), stream_of(query));
     forward<<<warp_blocks(log_normalizer.numel()), kWarps * 32, 0, stream_of(query)>>>(
-        problem_of<T>(query, key, value, options), heads_of<T>(out), pointer<accumulate_t<T>>(log_normalizer));
+        problem, heads_of<T>(out), pointer<accumulate_t<T>>(log_normalizer));
   });
   check_launch("attention");
 }
@@ -335,14 +235,18 @@ void attention_backward(const Tensor& dout, const Tensor& query, const Tensor& k
     using T = typename decltype(tag)::type;
     using D = device_t<T>;
     using A = accumulate_t<T>;
-    const Problem<D> problem = problem_of<T>(query, key, value, options);
+    const AttentionProblem<D> problem = problem_of<T>(query, key, value, options);
     const Backward<D> backward{problem, heads_of<T>(dout), pointer<A>(log_normalizer), pointer<A>(delta)};
     const int threads = kWarps * 32;
-    if (delta.numel() > 0) {
+    if (delta.numel() > 0)
       row_products<<<warp_blocks(delta.numel()), threads, 0, stream>>>(
           problem.batch, problem.heads, problem.queries, heads_of<T>(dout), heads_of<T>(out), pointer<A>(delta));
+    if constexpr (std::is_same_v<T, bfloat16>)
+      if (has_tensor_core_attention(problem))
+        return launch_attention_backward(problem, heads_of<T>(dout), log_normalizer.data<float>(), delta.data<float>(),
+                                         heads_of<T>(dquery), heads_of<T>(dkey), heads_of<T>(dvalue), stream);
+    if (delta.numel() > 0)
       query_gradient<<<warp_blocks(delta.numel()), threads, 0, stream>>>(backward, heads_of<T>(dquery));
-    }
     const std::int64_t key_warps = key.size(0) * key.size(1) * key.size(2);
     if (key_warps > 0)
       key_value_gradient<<<warp_blocks(key_warps), threads, 0, stream>>>(backward, heads_of<T>(dkey),

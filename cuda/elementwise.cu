@@ -1,6 +1,8 @@
 // Elementwise ops. One read of every operand and one write of the result; the roofline is device memory.
 
 #include "core/kernels/elementwise.h"
+
+#include "core/kernels/copy.h"
 #include "cuda/device/activation.cuh"
 #include "cuda/elementwise.cuh"
 
@@ -180,6 +182,12 @@ void where(const Tensor& condition, const Tensor& a, const Tensor& b, const Tens
 }
 
 void accumulate(const Tensor& to, const Tensor& from, double scale) {
+  if (!is_floating(to.dtype()) || !is_floating(from.dtype())) {
+    // Counters: rare and small, so conversions through f64 (exact to 2^53) save dozens of kernels.
+    const Tensor sum = to.to(DType::f64);
+    map<double, double, double>("accumulate", AddScaled{scale}, sum, sum, from.to(DType::f64));
+    return copy(sum, to);
+  }
   dispatch_floating(to.dtype(), "accumulate", [&](auto to_tag) {
     using T = typename decltype(to_tag)::type;
     dispatch_floating(from.dtype(), "accumulate", [&](auto from_tag) {

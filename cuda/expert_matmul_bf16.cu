@@ -1,259 +1,279 @@
 // Expert products on the tensor cores, bf16 in, fp32 sums.
 //
-// A block of 8 warps makes a 128 x 128 tile in steps of 32 along the inner size; a warp holds 32 x 64 of it in 2 x 4
-// fragments. Two stages in shared memory: while one is multiplied, the next is on its way through registers, where rows
-// are gathered, edges filled with zeros and gates applied. Rows in shared memory are padded by 16 bytes against bank
-// conflicts.
+// A block of 8 warps makes a 128 x 128 tile in steps of 32 along the inner size; a warp holds 32 x 64 of it. Three
+// stages of shared memory are filled by asynchronous copies that gather the rows, two steps ahead of the products. Tiles
+// lie in one of two forms, so that every operand is copied along its contiguous axis:
+//   depth: 128 lines of 32 along the inner size (rows of x; a weight that is contiguous along its inner size)
+//   wide:  32 lines of 128 across it            (other weights; both operands of the weight gradient)
+// Lines are padded by 16 bytes, so that eight of them fall into different banks.
 
-#include <mma.h>
-
+#include "cuda/device/mma.cuh"
 #include "cuda/expert_matmul.cuh"
 
 namespace switchyard::cuda {
 namespace {
 
-namespace wmma = nvcuda::wmma;
 using Bf16 = __nv_bfloat16;
 
-constexpr int kRows = kTensorCoreRows, kColumns = 128, kDepth = 32, kWarps = 8, kBlockThreads = kWarps * 32;
-constexpr int kVector = 8;                // bf16 values in 16 bytes
-constexpr int kDeep = kDepth + kVector;   // padded row of a tile stored along the depth
-constexpr int kWide = kColumns + kVector; // padded row of a tile stored along rows or columns
-constexpr int kStage = 128 * kDeep;       // elements: the larger of the two tile forms
-static_assert(kStage >= kDepth * kWide && kRows == kColumns);
-constexpr int kVectorsPerThread = 128 * kDepth / kVector / kBlockThreads;
+constexpr int kSide = kTensorCoreRows, kDepth = 32, kBlockThreads = 256, kStages = 3;
+constexpr int kVector = 8;  // bf16 values in 16 bytes
+constexpr int kVectorsPerThread = kSide * kDepth / kVector / kBlockThreads;
 
-using Packed = Vector<Bf16, kVector>;
+enum class Form { depth, wide };
 
-/// Eight values from row[first ...], zeros from `limit` on; one access where `wide` says that rows are aligned.
-__device__ inline Packed load_packed(const Bf16* row, int first, int limit, bool wide) {
-  if (row != nullptr && wide && first + kVector <= limit) return *reinterpret_cast<const Packed*>(row + first);
-  Packed values;
+template <Form form>
+struct Tile {
+  static constexpr int kLine = form == Form::depth ? kDepth : kSide;
+  static constexpr int kPitch = kLine + kVector;
+  static constexpr int kElements = (form == Form::depth ? kSide : kDepth) * kPitch;
+
+  /// The n-th vector that this thread copies: its line, and where in the line it begins.
+  static __device__ int line(int n) { return (n * kBlockThreads + threadIdx.x) / (kLine / kVector); }
+  static __device__ int column(int n) { return (n * kBlockThreads + threadIdx.x) % (kLine / kVector) * kVector; }
+};
+
+/// Copies eight values row[first ...] to shared memory, with zeros from `limit` on or where row is null. Asynchronous
+/// where `wide` says that rows are aligned.
+__device__ inline void copy_vector(Bf16* to, const Bf16* row, int first, int limit, bool wide, const Bf16* readable) {
+  if (wide) {
+    const bool valid = row != nullptr && first < limit;  // aligned rows end on a multiple of eight
+    copy_async(to, valid ? row + first : readable, valid);
+    return;
+  }
+  Vector<Bf16, kVector> values;
 #pragma unroll
   for (int i = 0; i < kVector; ++i)
     values.values[i] = row != nullptr && first + i < limit ? row[first + i] : __float2bfloat16_rn(0.0f);
-  return values;
+  *reinterpret_cast<Vector<Bf16, kVector>*>(to) = values;
 }
 
-/// A tile of 128 lines along the depth, or of kDepth lines along 128 rows or columns.
-enum class Along { depth, wide };
+/// One warp's 32 x 64 sums, in blocks of 16 x 8.
+template <Form kLeft, Form kRight>
+struct WarpSums {
+  float sums[2][8][4] = {};
 
-template <Along along>
-struct TileLoader {
-  Packed held[kVectorsPerThread];
-
-  /// f(line, first) gives eight values of a line.
-  template <class F>
-  __device__ void fetch(F f) {
-    constexpr int kPerLine = (along == Along::depth ? kDepth : 128) / kVector;
-#pragma unroll
-    for (int n = 0; n < kVectorsPerThread; ++n) {
-      const int i = n * kBlockThreads + threadIdx.x;
-      held[n] = f(i / kPerLine, i % kPerLine * kVector);
-    }
-  }
-  __device__ void store(Bf16* tile) const {
-    constexpr int kPerLine = (along == Along::depth ? kDepth : 128) / kVector;
-    constexpr int kPitch = along == Along::depth ? kDeep : kWide;
-#pragma unroll
-    for (int n = 0; n < kVectorsPerThread; ++n) {
-      const int i = n * kBlockThreads + threadIdx.x;
-      *reinterpret_cast<Packed*>(tile + i / kPerLine * kPitch + i % kPerLine * kVector) = held[n];
-    }
-  }
-};
-
-/// The sums of one warp, and how they are multiplied and handed out. kLeft says whether the left tile is stored along the
-/// depth (rows of the operand) or along its rows (a transposed operand); kRight likewise for the right tile.
-template <Along kLeft, Along kRight>
-struct WarpTile {
-  wmma::fragment<wmma::accumulator, 16, 16, 16, float> sums[2][4];
-
-  __device__ WarpTile() {
-#pragma unroll
-    for (int i = 0; i < 2; ++i)
-#pragma unroll
-      for (int j = 0; j < 4; ++j) wmma::fill_fragment(sums[i][j], 0.0f);
-  }
-  static __device__ int first_row() { return threadIdx.x / 32 / 2 * 32; }
+  static __device__ int lane() { return threadIdx.x % 32; }
+  static __device__ int first_row() { return threadIdx.x / 64 * 32; }
   static __device__ int first_column() { return threadIdx.x / 32 % 2 * 64; }
 
-  __device__ void multiply(const Bf16* left, const Bf16* right) {
-    using LeftLayout = std::conditional_t<kLeft == Along::depth, wmma::row_major, wmma::col_major>;
-    using RightLayout = std::conditional_t<kRight == Along::depth, wmma::col_major, wmma::row_major>;
-    wmma::fragment<wmma::matrix_a, 16, 16, 16, Bf16, LeftLayout> a[2];
-    wmma::fragment<wmma::matrix_b, 16, 16, 16, Bf16, RightLayout> b[4];
+  /// Adds the product of two tiles. gates, if not null, scale the lines of a wide right tile.
+  __device__ void multiply(const Bf16* left, const Bf16* right, const Bf16* gates) {
+    constexpr int kLeftPitch = Tile<kLeft>::kPitch, kRightPitch = Tile<kRight>::kPitch;
 #pragma unroll
     for (int k = 0; k < kDepth; k += 16) {
+      std::uint32_t a[2][4];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int row = first_row() + i * 16;
-        if constexpr (kLeft == Along::depth) wmma::load_matrix_sync(a[i], left + row * kDeep + k, kDeep);
-        else wmma::load_matrix_sync(a[i], left + k * kWide + row, kWide);
+        if constexpr (kLeft == Form::depth)
+          load_blocks<false>(a[i], left + (row + lane() % 16) * kLeftPitch + k + lane() / 16 * 8);
+        else
+          load_blocks<true>(a[i], left + (k + lane() % 8 + lane() / 16 * 8) * kLeftPitch + row + lane() / 8 % 2 * 8);
+      }
+      __nv_bfloat162 low_gates, high_gates;
+      if (gates) {
+        low_gates = *reinterpret_cast<const __nv_bfloat162*>(gates + k + lane() % 4 * 2);
+        high_gates = *reinterpret_cast<const __nv_bfloat162*>(gates + k + 8 + lane() % 4 * 2);
       }
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const int column = first_column() + j * 16;
-        if constexpr (kRight == Along::depth) wmma::load_matrix_sync(b[j], right + column * kDeep + k, kDeep);
-        else wmma::load_matrix_sync(b[j], right + k * kWide + column, kWide);
+      for (int n = 0; n < 8; n += 2) {
+        const int column = first_column() + n * 8;
+        std::uint32_t b[4];
+        if constexpr (kRight == Form::depth)
+          load_blocks<false>(b, right + (column + lane() / 16 * 8 + lane() % 8) * kRightPitch + k + lane() / 8 % 2 * 8);
+        else
+          load_blocks<true>(b, right + (k + lane() % 16) * kRightPitch + column + lane() / 16 * 8);
+        if (gates)
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            __nv_bfloat162& pair = *reinterpret_cast<__nv_bfloat162*>(&b[i]);
+            pair = __hmul2(pair, i % 2 ? high_gates : low_gates);
+          }
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          multiply_blocks(sums[i][n], a[i], b[0], b[1]);
+          multiply_blocks(sums[i][n + 1], a[i], b[2], b[3]);
+        }
       }
-#pragma unroll
-      for (int i = 0; i < 2; ++i)
-#pragma unroll
-        for (int j = 0; j < 4; ++j) wmma::mma_sync(sums[i][j], a[i], b[j], sums[i][j]);
     }
   }
 
-  /// Calls f(row, column, sum) for every element; `scratch` is 256 floats of this warp's own.
+  /// Calls f(row, column, sum, next column's sum) for neighbouring columns.
   template <class F>
-  __device__ void for_each(float* scratch, F f) {
-    const int lane = threadIdx.x % 32;
+  __device__ void for_each_pair(F f) const {
 #pragma unroll
     for (int i = 0; i < 2; ++i)
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        wmma::store_matrix_sync(scratch, sums[i][j], 16, wmma::mem_row_major);
-        __syncwarp();
+      for (int half = 0; half < 2; ++half)
 #pragma unroll
-        for (int n = 0; n < 8; ++n) {
-          const int at = n * 32 + lane;
-          f(first_row() + i * 16 + at / 16, first_column() + j * 16 + at % 16, scratch[at]);
-        }
-        __syncwarp();
-      }
+        for (int n = 0; n < 8; ++n)
+          f(first_row() + i * 16 + half * 8 + lane() / 4, first_column() + n * 8 + lane() % 4 * 2,
+            sums[i][n][half * 2], sums[i][n][half * 2 + 1]);
   }
 };
 
-/// The loop along the depth that both kernels share: fetch_left and fetch_right fill the loaders from depth k on.
-template <Along kLeft, Along kRight, class FetchLeft, class FetchRight>
-__device__ void multiply_along(WarpTile<kLeft, kRight>& tile, Bf16* shared, int depth, FetchLeft fetch_left,
-                               FetchRight fetch_right) {
-  TileLoader<kLeft> left;
-  TileLoader<kRight> right;
-  const auto fetch = [&](int k) {
-    fetch_left(left, k);
-    fetch_right(right, k);
-  };
-  if (depth <= 0) return;
-  fetch(0);
-  for (int k = 0, stage = 0; k < depth; k += kDepth, stage ^= 1) {
-    Bf16* left_tile = shared + stage * 2 * kStage;
-    Bf16* right_tile = left_tile + kStage;
-    left.store(left_tile);
-    right.store(right_tile);
-    __syncthreads();
-    if (k + kDepth < depth) fetch(k + kDepth);
-    tile.multiply(left_tile, right_tile);
-    // The other stage is free: all warps passed the barrier above after multiplying it.
+/// Writes two neighbouring values of a row, as one access where the row's alignment allows.
+__device__ inline void store_pair(Bf16* row, int column, int limit, Bf16 first, Bf16 second) {
+  if (column + 1 < limit && limit % 2 == 0) {
+    *reinterpret_cast<__nv_bfloat162*>(row + column) = __nv_bfloat162(first, second);
+  } else {
+    if (column < limit) row[column] = first;
+    if (column + 1 < limit) row[column + 1] = second;
   }
 }
 
-template <Along kRight>
-__global__ void __launch_bounds__(kBlockThreads) pair_product(PairProduct<Bf16> p, bool wide_source, bool wide_weight) {
+template <Form kLeft, Form kRight>
+constexpr int kStageElements = Tile<kLeft>::kElements + Tile<kRight>::kElements;
+
+/// The loop along the depth: issue(step, left, right) starts the copies of a step, multiply(step, left, right) uses them.
+template <Form kLeft, Form kRight, class Issue, class Multiply>
+__device__ void pipeline(Bf16* shared, int steps, Issue issue, Multiply multiply) {
+  const auto left = [&](int step) { return shared + step % kStages * kStageElements<kLeft, kRight>; };
+  const auto right = [&](int step) { return left(step) + Tile<kLeft>::kElements; };
+#pragma unroll
+  for (int step = 0; step < kStages - 1; ++step) {
+    if (step < steps) issue(step, left(step), right(step));
+    commit_copies();
+  }
+  for (int step = 0; step < steps; ++step) {
+    wait_for_copies<kStages - 2>();
+    __syncthreads();  // this step's tiles are there; the stage to be filled next has been used by all
+    const int next = step + kStages - 1;
+    if (next < steps) issue(next, left(next), right(next));
+    commit_copies();
+    multiply(step, left(step), right(step));
+  }
+}
+
+template <Form kRight>
+__global__ void __launch_bounds__(kBlockThreads, 2)
+    pair_product(PairProduct<Bf16> p, bool wide_source, bool wide_weight) {
   extern __shared__ __align__(16) Bf16 shared[];
-  __shared__ std::int64_t rows[kRows];
-  const PairTile where = find_tile(p.offsets, p.experts, kRows, blockIdx.y);
+  const PairTile where = find_tile(p.offsets, p.experts, kSide, blockIdx.y);
   if (where.count == 0) return;
-  const int first_column = blockIdx.x * kColumns;
+  const int first_column = blockIdx.x * kSide;
   const Bf16* weight = p.weight + where.expert * p.weight_stride_expert;
-  if (threadIdx.x < kRows)
-    rows[threadIdx.x] = threadIdx.x < where.count ? p.source_rows.row(where.first + threadIdx.x) * p.inner : -1;
-  __syncthreads();
-  WarpTile<Along::depth, kRight> tile;
-  multiply_along(
-      tile, shared, p.inner,
-      [&](auto& loader, int k0) {
-        loader.fetch([&](int line, int first) {
-          return load_packed(rows[line] < 0 ? nullptr : p.source + rows[line], k0 + first, p.inner, wide_source);
-        });
-      },
-      [&](auto& loader, int k0) {
-        loader.fetch([&](int line, int first) {
-          if constexpr (kRight == Along::depth) {  // weight with stride 1 along the inner size
-            const int column = first_column + line;
-            return load_packed(column < p.outer ? weight + column * p.weight_stride_outer : nullptr, k0 + first, p.inner,
-                               wide_weight);
+  using Left = Tile<Form::depth>;
+  using Right = Tile<kRight>;
+  const Bf16* rows[kVectorsPerThread];
+#pragma unroll
+  for (int n = 0; n < kVectorsPerThread; ++n) {
+    const int line = Left::line(n);
+    rows[n] = line < where.count ? p.source + p.source_rows.row(where.first + line) * p.inner : nullptr;
+  }
+  WarpSums<Form::depth, kRight> sums;
+  pipeline<Form::depth, kRight>(
+      shared, (p.inner + kDepth - 1) / kDepth,
+      [&](int step, Bf16* left, Bf16* right) {
+        const int k0 = step * kDepth;
+#pragma unroll
+        for (int n = 0; n < kVectorsPerThread; ++n)
+          copy_vector(left + Left::line(n) * Left::kPitch + Left::column(n), rows[n], k0 + Left::column(n), p.inner,
+                      wide_source, p.source);
+#pragma unroll
+        for (int n = 0; n < kVectorsPerThread; ++n) {
+          const int line = Right::line(n), column = Right::column(n);
+          Bf16* to = right + line * Right::kPitch + column;
+          if constexpr (kRight == Form::depth) {
+            const int outer = first_column + line;
+            copy_vector(to, outer < p.outer ? weight + outer * p.weight_stride_outer : nullptr, k0 + column, p.inner,
+                        wide_weight, p.source);
           } else {
             const int k = k0 + line;
-            return load_packed(k < p.inner ? weight + k * p.weight_stride_inner : nullptr, first_column + first, p.outer,
-                               wide_weight);
+            copy_vector(to, k < p.inner ? weight + k * p.weight_stride_inner : nullptr, first_column + column, p.outer,
+                        wide_weight, p.source);
           }
-        });
-      });
-  __syncthreads();  // the stages become scratch
-  float* scratch = reinterpret_cast<float*>(shared) + threadIdx.x / 32 * 256;
-  tile.for_each(scratch, [&](int row, int column, float sum) {
-    const int pair = where.first + row;
-    column += first_column;
-    if (row < where.count && column < p.outer)
-      p.y[static_cast<std::int64_t>(pair) * p.outer + column] = p.finish(sum, where.expert, pair, column);
-  });
-}
-
-__global__ void __launch_bounds__(kBlockThreads) weight_gradient(WeightGradient<Bf16> g, bool wide_x, bool wide_dy) {
-  extern __shared__ __align__(16) Bf16 shared[];
-  const int expert = blockIdx.z, first_row = blockIdx.y * kRows, first_column = blockIdx.x * kColumns;
-  const int begin = g.offsets[expert], count = g.offsets[expert + 1] - begin;
-  WarpTile<Along::wide, Along::wide> tile;
-  multiply_along(
-      tile, shared, count,
-      [&](auto& loader, int k0) {
-        loader.fetch([&](int line, int first) {
-          const int k = k0 + line;
-          return load_packed(k < count ? g.x + g.x_rows.row(begin + k) * g.inner : nullptr, first_row + first, g.inner,
-                             wide_x);
-        });
+        }
       },
-      [&](auto& loader, int k0) {
-        loader.fetch([&](int line, int first) {
-          const int k = k0 + line;
-          Packed values = load_packed(k < count ? g.dy + g.dy_rows.row(begin + k) * g.outer : nullptr,
-                                      first_column + first, g.outer, wide_dy);
-          if (g.gates && k < count) {
-            const float gate = g.gate(begin + k);
-#pragma unroll
-            for (int i = 0; i < kVector; ++i) values.values[i] = convert<Bf16>(gate * load(&values.values[i]));
-          }
-          return values;
-        });
-      });
-  __syncthreads();
-  float* scratch = reinterpret_cast<float*>(shared) + threadIdx.x / 32 * 256;
-  tile.for_each(scratch, [&](int row, int column, float sum) {
-    row += first_row;
-    column += first_column;
-    if (row < g.inner && column < g.outer)
-      g.dweight[(static_cast<std::int64_t>(expert) * g.inner + row) * g.outer + column] = convert<Bf16>(sum);
+      [&](int, const Bf16* left, const Bf16* right) { sums.multiply(left, right, nullptr); });
+  sums.for_each_pair([&](int row, int column, float first, float second) {
+    if (row >= where.count || first_column + column >= p.outer) return;
+    const int pair = where.first + row, at = first_column + column;
+    const Bf16 one = p.finish(first, where.expert, pair, at);
+    const Bf16 two = at + 1 < p.outer ? p.finish(second, where.expert, pair, at + 1) : one;
+    store_pair(p.y + static_cast<std::int64_t>(pair) * p.outer, at, p.outer, one, two);
   });
 }
 
-constexpr std::size_t kSharedBytes = 4 * kStage * sizeof(Bf16);
+__global__ void __launch_bounds__(kBlockThreads, 2)
+    weight_gradient(WeightGradient<Bf16> g, bool wide_x, bool wide_dy) {
+  extern __shared__ __align__(16) Bf16 shared[];
+  __shared__ __align__(16) Bf16 gates[kStages][kDepth];
+  const int expert = blockIdx.z, first_row = blockIdx.y * kSide, first_column = blockIdx.x * kSide;
+  const int begin = g.offsets[expert], count = g.offsets[expert + 1] - begin;
+  using Wide = Tile<Form::wide>;
+  WarpSums<Form::wide, Form::wide> sums;
+  // The rows of a step are looked up a step before its copies start, so that the copies need not wait for them.
+  std::int64_t x_row[kVectorsPerThread], dy_row[kVectorsPerThread];
+  Bf16 gate = __float2bfloat16_rn(0.0f);
+  const auto look_up = [&](int step) {
+#pragma unroll
+    for (int n = 0; n < kVectorsPerThread; ++n) {
+      const int k = step * kDepth + Wide::line(n);
+      x_row[n] = k < count ? g.x_rows.row(begin + k) : -1;
+      dy_row[n] = k < count ? g.dy_rows.row(begin + k) : -1;
+    }
+    const int k = step * kDepth + threadIdx.x;
+    if (g.gates && threadIdx.x < kDepth)
+      gate = k < count ? g.gates[g.x_rows.pair_to_choice[begin + k]] : __float2bfloat16_rn(0.0f);
+  };
+  look_up(0);
+  pipeline<Form::wide, Form::wide>(
+      shared, (count + kDepth - 1) / kDepth,
+      [&](int step, Bf16* left, Bf16* right) {
+#pragma unroll
+        for (int n = 0; n < kVectorsPerThread; ++n) {
+          const int offset = Wide::line(n) * Wide::kPitch + Wide::column(n);
+          copy_vector(left + offset, x_row[n] < 0 ? nullptr : g.x + x_row[n] * g.inner, first_row + Wide::column(n),
+                      g.inner, wide_x, g.x);
+          copy_vector(right + offset, dy_row[n] < 0 ? nullptr : g.dy + dy_row[n] * g.outer,
+                      first_column + Wide::column(n), g.outer, wide_dy, g.x);
+        }
+        if (g.gates && threadIdx.x < kDepth) gates[step % kStages][threadIdx.x] = gate;
+        look_up(step + 1);
+      },
+      [&](int step, const Bf16* left, const Bf16* right) {
+        sums.multiply(left, right, g.gates ? gates[step % kStages] : nullptr);
+      });
+  sums.for_each_pair([&](int row, int column, float first, float second) {
+    if (first_row + row >= g.inner) return;
+    Bf16* to = g.dweight + (static_cast<std::int64_t>(expert) * g.inner + first_row + row) * g.outer;
+    store_pair(to, first_column + column, g.outer, __float2bfloat16_rn(first), __float2bfloat16_rn(second));
+  });
+}
 
-bool is_wide(const void* base, std::int64_t row_elements) {
-  return reinterpret_cast<std::uintptr_t>(base) % 16 == 0 && row_elements % kVector == 0;
+bool is_wide(const void* base, std::int64_t row_elements, std::int64_t width) {
+  return reinterpret_cast<std::uintptr_t>(base) % 16 == 0 && row_elements % kVector == 0 && width % kVector == 0;
 }
 
 }  // namespace
 
 void launch_pair_product(const PairProduct<Bf16>& p, std::int64_t tiles, cudaStream_t stream) {
-  // Tiles of one expert's rows are neighbours in y and blocks of one tile neighbours in x, so rows are gathered while
-  // they are in the second-level cache. The grid's y is limited to 65,535.
-  check(tiles <= 65535, "expert_matmul: ", tiles, " tiles of ", kRows, " pairs, a launch takes at most 65535");
-  const dim3 grid(blocks_for(p.outer, kColumns), static_cast<unsigned>(tiles));
-  const bool wide_source = is_wide(p.source, p.inner);
-  const bool columns = p.weight_stride_inner == 1 && p.weight_stride_outer != 1;
-  const bool wide_weight = is_wide(p.weight, columns ? p.weight_stride_outer : p.weight_stride_inner) &&
+  // Blocks that share a tile's rows are neighbours in x, so the rows are gathered while they are in the second-level
+  // cache. The grid's y is limited to 65,535.
+  check(tiles <= 65535, "expert_matmul: ", tiles, " tiles of ", kSide, " pairs, a launch takes at most 65535");
+  const dim3 grid(blocks_for(p.outer, kSide), static_cast<unsigned>(tiles));
+  const bool wide_source = is_wide(p.source, p.inner, p.inner);
+  const bool along_depth = p.weight_stride_inner == 1 && p.weight_stride_outer != 1;
+  const bool wide_weight = is_wide(p.weight, along_depth ? p.weight_stride_outer : p.weight_stride_inner,
+                                   along_depth ? p.inner : p.outer) &&
                            p.weight_stride_expert % kVector == 0;
-  const auto kernel = columns ? pair_product<Along::depth> : pair_product<Along::wide>;
-  allow_shared_memory(kernel, kSharedBytes);
-  kernel<<<grid, kBlockThreads, kSharedBytes, stream>>>(p, wide_source, wide_weight);
+  const auto launch = [&](auto kernel, int stage_elements) {
+    const std::size_t bytes = kStages * static_cast<std::size_t>(stage_elements) * sizeof(Bf16);
+    allow_shared_memory(kernel, bytes);
+    kernel<<<grid, kBlockThreads, bytes, stream>>>(p, wide_source, wide_weight);
+  };
+  if (along_depth) launch(pair_product<Form::depth>, kStageElements<Form::depth, Form::depth>);
+  else launch(pair_product<Form::wide>, kStageElements<Form::depth, Form::wide>);
   check_launch("expert_matmul");
 }
 
 void launch_weight_gradient(const WeightGradient<Bf16>& g, int experts, cudaStream_t stream) {
-  const dim3 grid(blocks_for(g.outer, kColumns), blocks_for(g.inner, kRows), static_cast<unsigned>(experts));
-  allow_shared_memory(weight_gradient, kSharedBytes);
-  weight_gradient<<<grid, kBlockThreads, kSharedBytes, stream>>>(g, is_wide(g.x, g.inner), is_wide(g.dy, g.outer));
+  const dim3 grid(blocks_for(g.outer, kSide), blocks_for(g.inner, kSide), static_cast<unsigned>(experts));
+  constexpr std::size_t kBytes = kStages * kStageElements<Form::wide, Form::wide> * sizeof(Bf16);
+  allow_shared_memory(weight_gradient, kBytes);
+  weight_gradient<<<grid, kBlockThreads, kBytes, stream>>>(g, is_wide(g.x, g.inner, g.inner),
+                                                           is_wide(g.dy, g.outer, g.outer));
   check_launch("expert_matmul_weight_backward");
 }
 
