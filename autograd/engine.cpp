@@ -125,13 +125,12 @@ class Pass {
 
 }  // namespace
 
-Variables record_many(const char* name, std::vector<Tensor> outputs, const Variables& inputs,
-                      BackwardFunction backward, bool always) {
+Variables record_many(const char* name, std::vector<Tensor> outputs, const Variables& inputs, BackwardFunction backward,
+                      bool always) {
   if (anomaly_enabled())
     for (const Tensor& output : outputs) check_finite(output, "the result", name, NameScope::current());
-  const bool wanted =
-      grad_enabled() &&
-      (always || std::any_of(inputs.begin(), inputs.end(), [](const Variable& v) { return v.requires_grad(); }));
+  const bool wanted = grad_enabled() && (always || std::any_of(inputs.begin(), inputs.end(),
+                                                               [](const Variable& v) { return v.requires_grad(); }));
   Variables results;
   if (!wanted) {
     for (Tensor& output : outputs) results.emplace_back(std::move(output));
@@ -161,12 +160,11 @@ Variable record(const char* name, Tensor output, const Variables& inputs, Backwa
                      [backward = std::move(backward)](const Gradients& dy) { return backward(dy[0]); })[0];
 }
 
-Variables apply(const std::shared_ptr<CustomOp>& op, const Variables& inputs) {
+Variables apply_op(const std::shared_ptr<CustomOp>& op, const Variables& inputs) {
   std::vector<Tensor> data;
   for (const Variable& input : inputs) data.push_back(input.data());
   std::vector<Tensor> outputs = op->forward(data);
-  return record_many(op->name(), std::move(outputs), inputs,
-                     [op](const Gradients& dy) { return op->backward(dy); });
+  return record_many(op->name(), std::move(outputs), inputs, [op](const Gradients& dy) { return op->backward(dy); });
 }
 
 void backward(const Variables& roots, const std::vector<Tensor>& seeds) {

@@ -58,8 +58,8 @@ struct VariableState {
 /// would keep the graph alive for ever.
 Variable record(const char* name, Tensor output, const Variables& inputs, BackwardFunction1 backward);
 /// The same for several outputs. With `always`, the node is made even when no input wants a gradient.
-Variables record_many(const char* name, std::vector<Tensor> outputs, const Variables& inputs,
-                      BackwardFunction backward, bool always = false);
+Variables record_many(const char* name, std::vector<Tensor> outputs, const Variables& inputs, BackwardFunction backward,
+                      bool always = false);
 
 /// An op written by a user: forward and backward in one small class, with what is saved as members.
 ///
@@ -68,7 +68,7 @@ Variables record_many(const char* name, std::vector<Tensor> outputs, const Varia
 ///       std::vector<Tensor> forward(const std::vector<Tensor>& in) override { x = in[0]; ... }
 ///       Gradients backward(const Gradients& dy) override { ... }
 ///     };
-///     Variable y = apply(std::make_shared<Cube>(), {x})[0];
+///     Variable y = apply_op(std::make_shared<Cube>(), {x})[0];
 class CustomOp {
  public:
   virtual ~CustomOp() = default;
@@ -80,7 +80,7 @@ class CustomOp {
 };
 
 /// Runs a custom op and records it. Use a new instance for every call.
-Variables apply(const std::shared_ptr<CustomOp>& op, const Variables& inputs);
+Variables apply_op(const std::shared_ptr<CustomOp>& op, const Variables& inputs);
 
 /// Backward from several variables at once; seeds as in Variable::backward (an undefined one means 1).
 void backward(const Variables& roots, const std::vector<Tensor>& seeds);

@@ -37,7 +37,7 @@ struct Swish : CustomOp {
   }
 };
 
-Variable swish(const Variable& x, const Variable& b) { return apply(std::make_shared<Swish>(), {x, b})[0]; }
+Variable swish(const Variable& x, const Variable& b) { return apply_op(std::make_shared<Swish>(), {x, b})[0]; }
 
 int main() {
   const Variable x(Tensor::from<double>({-2, -0.5, 0, 0.7, 2, 3}, {2, 3}), true);

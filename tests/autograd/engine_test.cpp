@@ -195,13 +195,13 @@ struct SplitSign : CustomOp {
 
 TEST(CustomOp, takes_part_in_the_graph) {
   const Variable x = leaf({1, -2, 3});
-  sum(apply(std::make_shared<Cube>(), {x * 2.0})[0]).backward();
+  sum(apply_op(std::make_shared<Cube>(), {x * 2.0})[0]).backward();
   EXPECT_EQ(gradient(x), (std::vector<double>{24, 96, 216}));
 }
 
 TEST(CustomOp, may_have_several_results) {
   const Variable x = leaf({1, -2});
-  const Variables results = apply(std::make_shared<SplitSign>(), {x});
+  const Variables results = apply_op(std::make_shared<SplitSign>(), {x});
   EXPECT_FALSE(results[1].requires_grad());
   sum(results[0] * 3.0).backward();
   EXPECT_EQ(gradient(x), (std::vector<double>{3, -3}));
