@@ -20,11 +20,11 @@
 namespace switchyard::cuda {
 namespace {
 
-constexpr std::size_t kGranule = 512;               // every block starts and ends on a multiple
-constexpr std::size_t kSmall = 1u << 20;            // requests up to this share segments of kSmallSegment
+constexpr std::size_t kGranule = 512;     // every block starts and ends on a multiple
+constexpr std::size_t kSmall = 1u << 20;  // requests up to this share segments of kSmallSegment
 constexpr std::size_t kSmallSegment = 2u << 20;
-constexpr std::size_t kLargeGranule = 2u << 20;     // larger segments are whole multiples of this
-constexpr std::size_t kMediumSegment = 64u << 20;   // requests below this share segments of this size
+constexpr std::size_t kLargeGranule = 2u << 20;    // larger segments are whole multiples of this
+constexpr std::size_t kMediumSegment = 64u << 20;  // requests below this share segments of this size
 
 struct Block {
   char* data;
@@ -121,8 +121,8 @@ class Arena {
   }
 
   Block* grow(std::size_t bytes, bool small, int pool) {
-    const std::size_t segment = small ? kSmallSegment
-                                      : (bytes < kMediumSegment / 2 ? kMediumSegment : round_up(bytes, kLargeGranule));
+    const std::size_t segment =
+        small ? kSmallSegment : (bytes < kMediumSegment / 2 ? kMediumSegment : round_up(bytes, kLargeGranule));
     void* data = nullptr;
     if (cudaMalloc(&data, segment) != cudaSuccess) {
       cudaGetLastError();

@@ -1,7 +1,8 @@
-// Attention for every dtype and option, without tensor cores (bf16 without position keys is in attention_bf16.cu): a warp per query (or per key, or per relative position, in
-// the backward pass) walks the other side 32 at a time, a lane each for the products, then all lanes over the channels
-// for the sums. Nothing of size T x S is stored; probabilities are made again from log_normalizer. Each gradient has a
-// kernel of its own that sums in a fixed order, so results do not vary.
+// Attention for every dtype and option, without tensor cores (bf16 without position keys is in attention_bf16.cu): a
+// warp per query (or per key, or per relative position, in the backward pass) walks the other side 32 at a time, a lane
+// each for the products, then all lanes over the channels for the sums. Nothing of size T x S is stored; probabilities
+// are made again from log_normalizer. Each gradient has a kernel of its own that sums in a fixed order, so results do
+// not vary.
 
 #include "cuda/attention.cuh"
 
@@ -63,7 +64,8 @@ __global__ void forward(AttentionProblem<D> p, Heads<D> out, compute_t<D>* log_n
     if (seen) weight *= p.dropout_factor(b, h, i, j);
 #pragma unroll
     for (int c = 0; c < kChannels; ++c) sums[c] *= correction;
-    add_rows<D>(weight, [&](int n) { return p.value.row(b, h, j0 + n); }, p.value.width, sums);
+    add_rows<D>(
+        weight, [&](int n) { return p.value.row(b, h, j0 + n); }, p.value.width, sums);
   }
   store_channels<D>(sums, sum > A(0) || sum != sum ? A(1) / sum : A(0), p.value.width, out.row(b, h, i));
   if (lane == 0) log_normalizer[(static_cast<std::int64_t>(b) * p.heads + h) * p.queries + i] = largest + log(sum);
@@ -135,14 +137,16 @@ __global__ void query_gradient(Backward<D> g, Heads<D> dquery) {
   for (int j0 = 0; j0 < p.key_end(i); j0 += 32) {
     A weight, dlogit;
     g.pair(b, h, i, j0 + static_cast<int>(threadIdx.x % 32), &weight, &dlogit);
-    add_rows<D>(dlogit, [&](int n) { return p.key.row(b, h, j0 + n); }, p.query.width, sums);
+    add_rows<D>(
+        dlogit, [&](int n) { return p.key.row(b, h, j0 + n); }, p.query.width, sums);
     if (!p.position) continue;
     // Neighbouring keys have neighbouring positions; where a row does not exist dlogit is 0 or the pair is hidden.
     const std::int64_t first = j0 - i - p.query_offset + p.position_zero;
     const std::int64_t mine = first + threadIdx.x % 32;
     const A factor = mine >= 0 && mine < p.positions ? dlogit : A(0);
-    add_rows<D>(factor, [&](int n) { return p.position + (first + n) * p.position_row + h * p.position_head; },
-                p.query.width, sums);
+    add_rows<D>(
+        factor, [&](int n) { return p.position + (first + n) * p.position_row + h * p.position_head; }, p.query.width,
+        sums);
   }
   store_channels<D>(sums, A(1), p.query.width, dquery.row(b, h, i));
 }
@@ -158,8 +162,10 @@ __global__ void key_value_gradient(Backward<D> g, Heads<D> dkey, Heads<D> dvalue
   for (int i0 = static_cast<int>(first_query) / 32 * 32; i0 < p.queries; i0 += 32) {
     A weight, dlogit;
     g.pair(b, h, i0 + static_cast<int>(threadIdx.x % 32), j, &weight, &dlogit);
-    add_rows<D>(weight, [&](int n) { return g.dout.row(b, h, i0 + n); }, p.value.width, dv);
-    add_rows<D>(dlogit, [&](int n) { return p.query.row(b, h, i0 + n); }, p.query.width, dk);
+    add_rows<D>(
+        weight, [&](int n) { return g.dout.row(b, h, i0 + n); }, p.value.width, dv);
+    add_rows<D>(
+        dlogit, [&](int n) { return p.query.row(b, h, i0 + n); }, p.query.width, dk);
   }
   store_channels<D>(dk, A(1), p.query.width, dkey.row(b, h, j));
   store_channels<D>(dv, A(1), p.value.width, dvalue.row(b, h, j));
@@ -174,13 +180,15 @@ __global__ void position_gradient(Backward<D> g, D* out) {
   if (!warp_item(1, p.heads, static_cast<int>(p.positions), &unused, &h, &r)) return;
   A sums[kChannels] = {};
   const std::int64_t distance = r - p.position_zero + p.query_offset;  // j - i
-  const std::int64_t first = max(std::int64_t{0}, -distance), last = min(static_cast<std::int64_t>(p.queries), p.keys - distance);
+  const std::int64_t first = max(std::int64_t{0}, -distance),
+                     last = min(static_cast<std::int64_t>(p.queries), p.keys - distance);
   for (int b = 0; b < p.batch; ++b)
     for (std::int64_t i0 = first; i0 < last; i0 += 32) {
       const std::int64_t i = i0 + threadIdx.x % 32;
       A weight = 0, dlogit = 0;
       if (i < last) g.pair(b, h, static_cast<int>(i), static_cast<int>(i + distance), &weight, &dlogit);
-      add_rows<D>(dlogit, [&](int n) { return p.query.row(b, h, static_cast<int>(i0) + n); }, p.query.width, sums);
+      add_rows<D>(
+          dlogit, [&](int n) { return p.query.row(b, h, static_cast<int>(i0) + n); }, p.query.width, sums);
     }
   store_channels<D>(sums, A(1), p.query.width, out + (static_cast<std::int64_t>(r) * p.heads + h) * p.query.width);
 }
@@ -250,7 +258,7 @@ void attention_backward(const Tensor& dout, const Tensor& query, const Tensor& k
     const std::int64_t key_warps = key.size(0) * key.size(1) * key.size(2);
     if (key_warps > 0)
       key_value_gradient<<<warp_blocks(key_warps), threads, 0, stream>>>(backward, heads_of<T>(dkey),
-                                                                        heads_of<T>(dvalue));
+                                                                         heads_of<T>(dvalue));
     if (dposition_key.defined() && dposition_key.numel() > 0)
       position_gradient<<<warp_blocks(problem.positions * problem.heads), threads, 0, stream>>>(
           backward, pointer<T>(dposition_key));
@@ -265,7 +273,7 @@ void attention_probabilities(const Tensor& query, const Tensor& key, const ops::
     using T = typename decltype(tag)::type;
     const std::int64_t rows = query.size(0) * query.size(1) * query.size(2);
     probabilities<<<warp_blocks(rows), kWarps * 32, 0, stream_of(query)>>>(problem_of<T>(query, key, key, options),
-                                                                          pointer<accumulate_t<T>>(out));
+                                                                           pointer<accumulate_t<T>>(out));
   });
   check_launch("attention_probabilities");
 }

@@ -77,7 +77,7 @@ struct AttentionProblem {
 
 template <class T>
 AttentionProblem<device_t<T>> problem_of(const Tensor& query, const Tensor& key, const Tensor& value,
-                                const ops::AttentionOptions& options) {
+                                         const ops::AttentionOptions& options) {
   using D = device_t<T>;
   const std::int64_t width = std::max(query.size(3), value.size(3));
   check(width <= kMaxHeadWidth, "attention: head width ", width, ", the CUDA kernel takes at most ", kMaxHeadWidth);

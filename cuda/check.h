@@ -14,7 +14,8 @@ inline void check_cuda(cudaError_t status, const char* what) {
 }
 
 inline void check_cublas(cublasStatus_t status, const char* what) {
-  if (status != CUBLAS_STATUS_SUCCESS) [[unlikely]] fail("cuda: ", what, ": ", cublasGetStatusString(status));
+  if (status != CUBLAS_STATUS_SUCCESS) [[unlikely]]
+    fail("cuda: ", what, ": ", cublasGetStatusString(status));
 }
 
 }  // namespace switchyard::cuda

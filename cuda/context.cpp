@@ -38,7 +38,8 @@ int device_count() {
 
 Context& context(Device device) {
   static std::mutex mutex;
-  static std::map<int, std::unique_ptr<Context>>& contexts = *new std::map<int, std::unique_ptr<Context>>;  // never freed:
+  static std::map<int, std::unique_ptr<Context>>& contexts =
+      *new std::map<int, std::unique_ptr<Context>>;  // never freed:
   // tensors in static storage may outlive any order of destruction
   static thread_local int current = -1;
   static thread_local Context* current_context = nullptr;
@@ -47,8 +48,9 @@ Context& context(Device device) {
   auto found = contexts.find(device.index);
   if (found == contexts.end()) {
     const int count = device_count();
-    check(count > 0, "cuda: no GPU was found on this machine (nvidia-smi lists what the driver sees); use --device cpu");
-    check(device.index < count, "cuda: there is no ", device, "; this machine has ", count, " GPU", count > 1 ? "s" : "");
+    check(count > 0,
+          "cuda: no GPU was found on this machine (nvidia-smi lists what the driver sees); use --device cpu");
+    check(device.index<count, "cuda: there is no ", device, "; this machine has ", count, " GPU", count> 1 ? "s" : "");
     found = contexts.emplace(device.index, make_context(device.index)).first;
   }
   check_cuda(cudaSetDevice(device.index), "cudaSetDevice");

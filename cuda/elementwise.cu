@@ -1,8 +1,7 @@
 // Elementwise ops. One read of every operand and one write of the result; the roofline is device memory.
 
-#include "core/kernels/elementwise.h"
-
 #include "core/kernels/copy.h"
+#include "core/kernels/elementwise.h"
 #include "cuda/device/activation.cuh"
 #include "cuda/elementwise.cuh"
 
@@ -29,8 +28,7 @@ __device__ A derivative(A dy, A x) {
     return dy * (A(0.5) + A(0.5) * erf(x * kSqrtHalf) + x * kInverseSqrtTwoPi * exp(A(-0.5) * x * x));
   if constexpr (op == Unary::gelu_tanh) {
     const A t = tanh(kSqrtTwoOverPi * (x + A(0.044715) * x * x * x));
-    return dy * (A(0.5) * (A(1) + t) +
-                 A(0.5) * x * (A(1) - t * t) * kSqrtTwoOverPi * (A(1) + A(3 * 0.044715) * x * x));
+    return dy * (A(0.5) * (A(1) + t) + A(0.5) * x * (A(1) - t * t) * kSqrtTwoOverPi * (A(1) + A(3 * 0.044715) * x * x));
   }
   if constexpr (op == Unary::silu) {
     const A s = sigmoid(x);
@@ -153,9 +151,7 @@ void unary(Unary op, const Tensor& x, const Tensor& out) {
 void unary_backward(Unary op, const Tensor& dy, const Tensor& x, const Tensor& dx) {
   dispatch_floating(x.dtype(), "unary_backward", [&](auto tag) {
     using T = typename decltype(tag)::type;
-    with_unary(op, [&](auto which) {
-      map<T, T, T>("unary_backward", Backward<decltype(which)::value>{}, dx, dy, x);
-    });
+    with_unary(op, [&](auto which) { map<T, T, T>("unary_backward", Backward<decltype(which)::value>{}, dx, dy, x); });
   });
 }
 

@@ -105,10 +105,10 @@ void map(const char* name, F f, const Tensor& out, const Tensors&... in) {
   const auto aligned = [](const Tensor& t) { return reinterpret_cast<std::uintptr_t>(t.raw()) % 16 == 0; };
   if (layout.dense() && aligned(out) && (aligned(in) && ...)) {
     map_dense<kWidth><<<blocks_for(count, kThreads * kWidth), kThreads, 0, stream>>>(f, count, pointer<Out>(out),
-                                                                                   pointer<In>(in)...);
+                                                                                     pointer<In>(in)...);
   } else {
     map_strided<<<blocks_for(count, kThreads), kThreads, 0, stream>>>(f, count, layout, pointer<Out>(out),
-                                                                    pointer<In>(in)...);
+                                                                      pointer<In>(in)...);
   }
   check_launch(name);
 }

@@ -2,12 +2,11 @@
 // tensor cores (expert_matmul_bf16.cu).
 //
 // A product walks tiles of pairs that belong to one expert and gathers the rows it needs itself. Sums over a token's
-// pairs go through a buffer with a row per pair and a second kernel that adds in choice order: no atomics, so results do
-// not vary. Bytes moved by that pass: (pairs + rows) x width, read and written once.
-
-#include "core/kernels/expert_matmul.h"
+// pairs go through a buffer with a row per pair and a second kernel that adds in choice order: no atomics, so results
+// do not vary. Bytes moved by that pass: (pairs + rows) x width, read and written once.
 
 #include "core/kernels/copy.h"
+#include "core/kernels/expert_matmul.h"
 #include "cuda/device/reduce.cuh"
 #include "cuda/expert_matmul.cuh"
 
@@ -90,22 +89,28 @@ __global__ void weight_gradient(WeightGradient<D> g) {
       });
 }
 
-/// out[row] = sum over the row's choices, in order, of gate * products[pair].
-template <class D>
+/// out[row] = sum over the row's choices, in order, of gate * products[pair]. A block per row, kWidth columns a thread.
+template <int kWidth, class D>
 __global__ void sum_pairs(const D* products, const std::int32_t* choice_to_pair, const D* gates, int choices_per_row,
                           int width, D* out) {
   using A = compute_t<D>;
   const std::int64_t row = blockIdx.x;
-  for (int column = blockIdx.y * blockDim.x + threadIdx.x; column < width; column += gridDim.y * blockDim.x) {
-    A sum = 0;
+  for (int column = threadIdx.x * kWidth; column < width; column += blockDim.x * kWidth) {
+    A sums[kWidth] = {};
     for (int j = 0; j < choices_per_row; ++j) {
       const std::int64_t choice = row * choices_per_row + j;
       const std::int32_t pair = choice_to_pair[choice];
       if (pair < 0) continue;
-      const A value = load(products + static_cast<std::int64_t>(pair) * width + column);
-      sum += gates ? load(gates + choice) * value : value;
+      const A gate = gates ? load(gates + choice) : A(1);
+      const auto values =
+          *reinterpret_cast<const Vector<D, kWidth>*>(products + static_cast<std::int64_t>(pair) * width + column);
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) sums[i] += gate * load(&values.values[i]);
     }
-    out[row * width + column] = convert<D>(sum);
+    Vector<D, kWidth> result;
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) result.values[i] = convert<D>(sums[i]);
+    *reinterpret_cast<Vector<D, kWidth>*>(out + row * width + column) = result;
   }
 }
 
@@ -203,9 +208,15 @@ template <class T>
 void sum_into_rows(const Tensor& products, const Tensor& gates, const ops::RoutingPlan& plan, const Tensor& out) {
   if (out.numel() == 0) return;
   const int per_row = static_cast<int>(plan.max_pairs() / out.size(0)), width = static_cast<int>(out.size(1));
-  const int threads = width >= 256 ? 256 : 64;
-  sum_pairs<<<dim3(blocks_for(out.size(0), 1), 1), threads, 0, stream_of(out)>>>(
-      pointer<T>(products), plan.choice_to_pair.data<std::int32_t>(), pointer<T>(gates), per_row, width, pointer<T>(out));
+  constexpr int kWide = 16 / sizeof(T);
+  const auto launch = [&](auto access) {
+    const int threads = std::clamp((width / access.value + 31) / 32 * 32, 32, 256);
+    sum_pairs<access.value><<<blocks_for(out.size(0), 1), threads, 0, stream_of(out)>>>(
+        pointer<T>(products), plan.choice_to_pair.data<std::int32_t>(), pointer<T>(gates), per_row, width,
+        pointer<T>(out));
+  };
+  if (width % kWide == 0) launch(std::integral_constant<int, kWide>{});  // new tensors are aligned to 16 bytes and more
+  else launch(std::integral_constant<int, 1>{});
   check_launch("expert_matmul: sum over pairs");
 }
 
@@ -218,8 +229,7 @@ void input_backward(const Tensor& dy, const Tensor& x, const Tensor& weight, con
   if (by_pair && !dgates.defined())
     return multiply_pairs<T>(dy, options.output, transposed, {}, gates, plan, ops::Activation::identity, dx);
   const bool in_place = by_pair && dx.defined();
-  const Tensor products =
-      in_place ? dx : Tensor::empty({plan.max_pairs(), x.size(1)}, x.dtype(), x.device());
+  const Tensor products = in_place ? dx : Tensor::empty({plan.max_pairs(), x.size(1)}, x.dtype(), x.device());
   multiply_pairs<T>(dy, options.output, transposed, {}, {}, plan, ops::Activation::identity, products);
   if (dgates.defined() && dgates.numel() > 0) {
     gate_gradients<<<blocks_for(plan.max_pairs(), 8), 256, 0, stream_of(x)>>>(
@@ -260,9 +270,9 @@ void expert_matmul_input_backward(const Tensor& dy, const Tensor& x, const Tenso
   });
 }
 
-void expert_matmul_weight_backward(const Tensor& dy, const Tensor& x, const Tensor& gates,
-                                   const ops::RoutingPlan& plan, const ops::ExpertMatmulOptions& options,
-                                   const Tensor& dweight, const Tensor& dbias) {
+void expert_matmul_weight_backward(const Tensor& dy, const Tensor& x, const Tensor& gates, const ops::RoutingPlan& plan,
+                                   const ops::ExpertMatmulOptions& options, const Tensor& dweight,
+                                   const Tensor& dbias) {
   const int experts = static_cast<int>(plan.experts);
   const cudaStream_t stream = stream_of(dweight);
   dispatch_floating(x.dtype(), "expert_matmul_weight_backward", [&](auto tag) {
@@ -287,7 +297,7 @@ void expert_matmul_weight_backward(const Tensor& dy, const Tensor& x, const Tens
     }
     if (dbias.defined() && dbias.numel() > 0) {
       bias_gradients<<<dim3(blocks_for(gradient.outer, 64), experts), dim3(64, 4), 0, stream>>>(gradient,
-                                                                                               pointer<T>(dbias));
+                                                                                                pointer<T>(dbias));
       check_launch("expert_matmul_weight_backward: bias");
     }
   });

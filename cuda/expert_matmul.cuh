@@ -17,9 +17,9 @@ struct RowMap {
 };
 
 inline RowMap row_map(const ops::RoutingPlan& plan, ops::Rows rows) {
-  const std::int64_t per_row = rows == ops::Rows::pair    ? 0
+  const std::int64_t per_row = rows == ops::Rows::pair  ? 0
                                : rows == ops::Rows::row ? plan.choices
-                                                          : plan.choices * plan.slots;
+                                                        : plan.choices * plan.slots;
   return {plan.pair_to_choice.data<std::int32_t>(), static_cast<int>(per_row)};
 }
 
@@ -78,7 +78,8 @@ struct PairProduct {
 
   __device__ D finish(compute_t<D> sum, int expert, int pair, int column) const {
     if (bias) sum += load(bias + static_cast<std::int64_t>(expert) * outer + column);
-    sum = apply_unary(activation, sum);
+    if (activation == ops::Activation::relu) sum = apply_unary<ops::Activation::relu>(sum);
+    else if (activation != ops::Activation::identity) sum = apply_rare_unary(activation, sum);
     if (gates) sum *= load(gates + source_rows.pair_to_choice[pair]);
     return convert<D>(sum);
   }

@@ -1,10 +1,10 @@
 // Expert products on the tensor cores, bf16 in, fp32 sums.
 //
-// A block of 8 warps makes a 128 x 128 tile in steps of 32 along the inner size; a warp holds 32 x 64 of it. Three
-// stages of shared memory are filled by asynchronous copies that gather the rows, two steps ahead of the products. Tiles
-// lie in one of two forms, so that every operand is copied along its contiguous axis:
-//   depth: 128 lines of 32 along the inner size (rows of x; a weight that is contiguous along its inner size)
-//   wide:  32 lines of 128 across it            (other weights; both operands of the weight gradient)
+// A block of 8 warps makes a 128 x 128 tile in steps of 64 along the inner size; a warp holds 32 x 64 of it. Three
+// stages of shared memory are filled by asynchronous copies that gather the rows, two steps ahead of the products.
+// Tiles lie in one of two forms, so that every operand is copied along its contiguous axis:
+//   depth: 128 lines of 64 along the inner size (rows of x; a weight that is contiguous along its inner size)
+//   wide:  64 lines of 128 across it            (other weights; both operands of the weight gradient)
 // Lines are padded by 16 bytes, so that eight of them fall into different banks.
 
 #include "cuda/device/mma.cuh"
@@ -15,7 +15,7 @@ namespace {
 
 using Bf16 = __nv_bfloat16;
 
-constexpr int kSide = kTensorCoreRows, kDepth = 32, kBlockThreads = 256, kStages = 3;
+constexpr int kSide = kTensorCoreRows, kDepth = 64, kBlockThreads = 256, kStages = 3;
 constexpr int kVector = 8;  // bf16 values in 16 bytes
 constexpr int kVectorsPerThread = kSide * kDepth / kVector / kBlockThreads;
 
@@ -32,6 +32,13 @@ struct Tile {
   static __device__ int column(int n) { return (n * kBlockThreads + threadIdx.x) % (kLine / kVector) * kVector; }
 };
 
+/// Out of line, like the rarer activations below: inlined, they make the loop outgrow the instruction cache, which
+/// costs far more than the calls.
+__device__ __noinline__ void copy_unaligned(Bf16* to, const Bf16* row, int first, int limit) {
+  for (int i = 0; i < kVector; ++i)
+    to[i] = row != nullptr && first + i < limit ? row[first + i] : __float2bfloat16_rn(0.0f);
+}
+
 /// Copies eight values row[first ...] to shared memory, with zeros from `limit` on or where row is null. Asynchronous
 /// where `wide` says that rows are aligned.
 __device__ inline void copy_vector(Bf16* to, const Bf16* row, int first, int limit, bool wide, const Bf16* readable) {
@@ -40,11 +47,7 @@ __device__ inline void copy_vector(Bf16* to, const Bf16* row, int first, int lim
     copy_async(to, valid ? row + first : readable, valid);
     return;
   }
-  Vector<Bf16, kVector> values;
-#pragma unroll
-  for (int i = 0; i < kVector; ++i)
-    values.values[i] = row != nullptr && first + i < limit ? row[first + i] : __float2bfloat16_rn(0.0f);
-  *reinterpret_cast<Vector<Bf16, kVector>*>(to) = values;
+  copy_unaligned(to, row, first, limit);
 }
 
 /// One warp's 32 x 64 sums, in blocks of 16 x 8.
@@ -67,8 +70,7 @@ struct WarpSums {
         const int row = first_row() + i * 16;
         if constexpr (kLeft == Form::depth)
           load_blocks<false>(a[i], left + (row + lane() % 16) * kLeftPitch + k + lane() / 16 * 8);
-        else
-          load_blocks<true>(a[i], left + (k + lane() % 8 + lane() / 16 * 8) * kLeftPitch + row + lane() / 8 % 2 * 8);
+        else load_blocks<true>(a[i], left + (k + lane() % 8 + lane() / 16 * 8) * kLeftPitch + row + lane() / 8 % 2 * 8);
       }
       __nv_bfloat162 low_gates, high_gates;
       if (gates) {
@@ -81,8 +83,7 @@ struct WarpSums {
         std::uint32_t b[4];
         if constexpr (kRight == Form::depth)
           load_blocks<false>(b, right + (column + lane() / 16 * 8 + lane() % 8) * kRightPitch + k + lane() / 8 % 2 * 8);
-        else
-          load_blocks<true>(b, right + (k + lane() % 16) * kRightPitch + column + lane() / 16 * 8);
+        else load_blocks<true>(b, right + (k + lane() % 16) * kRightPitch + column + lane() / 16 * 8);
         if (gates)
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
@@ -98,7 +99,7 @@ struct WarpSums {
     }
   }
 
-  /// Calls f(row, column, sum, next column's sum) for neighbouring columns.
+  /// Calls f(row, column, sum, sum of the next column) for every pair of neighbouring columns.
   template <class F>
   __device__ void for_each_pair(F f) const {
 #pragma unroll
@@ -107,25 +108,32 @@ struct WarpSums {
       for (int half = 0; half < 2; ++half)
 #pragma unroll
         for (int n = 0; n < 8; ++n)
-          f(first_row() + i * 16 + half * 8 + lane() / 4, first_column() + n * 8 + lane() % 4 * 2,
-            sums[i][n][half * 2], sums[i][n][half * 2 + 1]);
+          f(first_row() + i * 16 + half * 8 + lane() / 4, first_column() + n * 8 + lane() % 4 * 2, sums[i][n][half * 2],
+            sums[i][n][half * 2 + 1]);
   }
 };
 
-/// Writes two neighbouring values of a row, as one access where the row's alignment allows.
-__device__ inline void store_pair(Bf16* row, int column, int limit, Bf16 first, Bf16 second) {
-  if (column + 1 < limit && limit % 2 == 0) {
-    *reinterpret_cast<__nv_bfloat162*>(row + column) = __nv_bfloat162(first, second);
-  } else {
-    if (column < limit) row[column] = first;
-    if (column + 1 < limit) row[column + 1] = second;
+/// Writes the block's 128 x 128 results, in shared memory with lines of kResultPitch, to rows of `width` elements.
+constexpr int kResultPitch = kSide + kVector;
+__device__ inline void store_tile(const Bf16* tile, Bf16* to, int rows, int first_column, int width) {
+  const bool wide = width % kVector == 0 && reinterpret_cast<std::uintptr_t>(to) % 16 == 0;
+  for (int i = threadIdx.x; i < rows * (kSide / kVector); i += kBlockThreads) {
+    const int row = i / (kSide / kVector), column = i % (kSide / kVector) * kVector, at = first_column + column;
+    const Bf16* from = tile + row * kResultPitch + column;
+    Bf16* target = to + static_cast<std::int64_t>(row) * width + at;
+    if (wide && at < width) {
+      *reinterpret_cast<Vector<Bf16, kVector>*>(target) = *reinterpret_cast<const Vector<Bf16, kVector>*>(from);
+    } else {
+      for (int n = 0; n < kVector && at + n < width; ++n) target[n] = from[n];
+    }
   }
 }
 
 template <Form kLeft, Form kRight>
 constexpr int kStageElements = Tile<kLeft>::kElements + Tile<kRight>::kElements;
 
-/// The loop along the depth: issue(step, left, right) starts the copies of a step, multiply(step, left, right) uses them.
+/// The loop along the depth: issue(step, left, right) starts the copies of a step, multiply(step, left, right) uses
+/// them.
 template <Form kLeft, Form kRight, class Issue, class Multiply>
 __device__ void pipeline(Bf16* shared, int steps, Issue issue, Multiply multiply) {
   const auto left = [&](int step) { return shared + step % kStages * kStageElements<kLeft, kRight>; };
@@ -186,17 +194,19 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
         }
       },
       [&](int, const Bf16* left, const Bf16* right) { sums.multiply(left, right, nullptr); });
+  wait_for_copies<0>();
+  __syncthreads();  // the stages become the tile of results
   sums.for_each_pair([&](int row, int column, float first, float second) {
-    if (row >= where.count || first_column + column >= p.outer) return;
     const int pair = where.first + row, at = first_column + column;
-    const Bf16 one = p.finish(first, where.expert, pair, at);
-    const Bf16 two = at + 1 < p.outer ? p.finish(second, where.expert, pair, at + 1) : one;
-    store_pair(p.y + static_cast<std::int64_t>(pair) * p.outer, at, p.outer, one, two);
+    Bf16* to = shared + row * kResultPitch + column;
+    if (row < where.count && at < p.outer) to[0] = p.finish(first, where.expert, pair, at);
+    if (row < where.count && at + 1 < p.outer) to[1] = p.finish(second, where.expert, pair, at + 1);
   });
+  __syncthreads();
+  store_tile(shared, p.y + static_cast<std::int64_t>(where.first) * p.outer, where.count, first_column, p.outer);
 }
 
-__global__ void __launch_bounds__(kBlockThreads, 2)
-    weight_gradient(WeightGradient<Bf16> g, bool wide_x, bool wide_dy) {
+__global__ void __launch_bounds__(kBlockThreads, 2) weight_gradient(WeightGradient<Bf16> g, bool wide_x, bool wide_dy) {
   extern __shared__ __align__(16) Bf16 shared[];
   __shared__ __align__(16) Bf16 gates[kStages][kDepth];
   const int expert = blockIdx.z, first_row = blockIdx.y * kSide, first_column = blockIdx.x * kSide;
@@ -235,11 +245,14 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
       [&](int step, const Bf16* left, const Bf16* right) {
         sums.multiply(left, right, g.gates ? gates[step % kStages] : nullptr);
       });
+  wait_for_copies<0>();
+  __syncthreads();
   sums.for_each_pair([&](int row, int column, float first, float second) {
-    if (first_row + row >= g.inner) return;
-    Bf16* to = g.dweight + (static_cast<std::int64_t>(expert) * g.inner + first_row + row) * g.outer;
-    store_pair(to, first_column + column, g.outer, __float2bfloat16_rn(first), __float2bfloat16_rn(second));
+    *reinterpret_cast<__nv_bfloat162*>(shared + row * kResultPitch + column) = __floats2bfloat162_rn(first, second);
   });
+  __syncthreads();
+  store_tile(shared, g.dweight + (static_cast<std::int64_t>(expert) * g.inner + first_row) * g.outer,
+             min(kSide, g.inner - first_row), first_column, g.outer);
 }
 
 bool is_wide(const void* base, std::int64_t row_elements, std::int64_t width) {
@@ -255,9 +268,9 @@ void launch_pair_product(const PairProduct<Bf16>& p, std::int64_t tiles, cudaStr
   const dim3 grid(blocks_for(p.outer, kSide), static_cast<unsigned>(tiles));
   const bool wide_source = is_wide(p.source, p.inner, p.inner);
   const bool along_depth = p.weight_stride_inner == 1 && p.weight_stride_outer != 1;
-  const bool wide_weight = is_wide(p.weight, along_depth ? p.weight_stride_outer : p.weight_stride_inner,
-                                   along_depth ? p.inner : p.outer) &&
-                           p.weight_stride_expert % kVector == 0;
+  const bool wide_weight =
+      is_wide(p.weight, along_depth ? p.weight_stride_outer : p.weight_stride_inner, along_depth ? p.inner : p.outer) &&
+      p.weight_stride_expert % kVector == 0;
   const auto launch = [&](auto kernel, int stage_elements) {
     const std::size_t bytes = kStages * static_cast<std::size_t>(stage_elements) * sizeof(Bf16);
     allow_shared_memory(kernel, bytes);

@@ -1,8 +1,7 @@
-// Embedding and gathers. The embedding's gradient sorts the positions by word with the routing plan's counting sort, then
-// sums each word's rows in order: no atomics, so the result does not vary.
+// Embedding and gathers. The embedding's gradient sorts the positions by word with the routing plan's counting sort,
+// then sums each word's rows in order: no atomics, so the result does not vary.
 
 #include "core/kernels/index.h"
-
 #include "core/ops/routing.h"
 #include "cuda/launch.cuh"
 
@@ -76,9 +75,9 @@ void embedding_backward(const Tensor& dy, const Tensor& ids, const Tensor& dtabl
   const ops::RoutingPlan sorted = ops::routing_plan(ids.view({-1, 1}).to(DType::i32), rows);
   dispatch_floating(dy.dtype(), "embedding_backward", [&](auto tag) {
     using T = typename decltype(tag)::type;
-    embedding_sums<<<dim3(blocks_for(rows, 1), blocks_for(width, kColumns)), dim3(kColumns, kParts), 0, stream_of(dy)>>>(
-        pointer<T>(dy), sorted.expert_offsets.data<std::int32_t>(), sorted.pair_to_choice.data<std::int32_t>(), width,
-        pointer<T>(dtable));
+    embedding_sums<<<dim3(blocks_for(rows, 1), blocks_for(width, kColumns)), dim3(kColumns, kParts), 0,
+                     stream_of(dy)>>>(pointer<T>(dy), sorted.expert_offsets.data<std::int32_t>(),
+                                      sorted.pair_to_choice.data<std::int32_t>(), width, pointer<T>(dtable));
   });
   check_launch("embedding_backward");
 }

@@ -2,7 +2,6 @@
 // for the gradient, which may overwrite the logits.
 
 #include "core/kernels/loss.h"
-
 #include "cuda/device/reduce.cuh"
 #include "cuda/launch.cuh"
 

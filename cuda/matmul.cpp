@@ -2,12 +2,13 @@
 // transposed product, so b comes first. The choice of kernel (a heuristic that takes tens of microseconds) is made once
 // per problem and kept.
 
+#include "core/kernels/matmul.h"
+
 #include <map>
 #include <tuple>
 
 #include "core/kernels/copy.h"
 #include "core/kernels/elementwise.h"
-#include "core/kernels/matmul.h"
 #include "cuda/check.h"
 #include "cuda/context.h"
 
@@ -67,8 +68,10 @@ class Plan {
       set(CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
       set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, data_type(p.dtype));
     }
-    b_ = layout(p.dtype, p.b.transposed ? p.k : p.n, p.b.transposed ? p.n : p.k, p.b.leading, p.batch, p.b.batch_stride);
-    a_ = layout(p.dtype, p.a.transposed ? p.m : p.k, p.a.transposed ? p.k : p.m, p.a.leading, p.batch, p.a.batch_stride);
+    b_ =
+        layout(p.dtype, p.b.transposed ? p.k : p.n, p.b.transposed ? p.n : p.k, p.b.leading, p.batch, p.b.batch_stride);
+    a_ =
+        layout(p.dtype, p.a.transposed ? p.m : p.k, p.a.transposed ? p.k : p.m, p.a.leading, p.batch, p.a.batch_stride);
     out_ = layout(p.out_dtype, p.n, p.m, p.out_leading, p.batch, p.out_batch_stride);
     choose(p, ctx);
   }
@@ -80,9 +83,10 @@ class Plan {
     const float alpha32 = static_cast<float>(alpha), beta32 = static_cast<float>(beta);
     const void* alpha_pointer = f64 ? static_cast<const void*>(&alpha) : &alpha32;
     const void* beta_pointer = f64 ? static_cast<const void*>(&beta) : &beta32;
-    check_cublas(cublasLtMatmul(ctx.blas, operation_, alpha_pointer, b.raw(), b_, a.raw(), a_, beta_pointer, out.raw(),
-                                out_, out.raw(), out_, &algorithm_, ctx.blas_workspace, kBlasWorkspaceBytes, ctx.stream),
-                 "matmul: cublasLtMatmul");
+    check_cublas(
+        cublasLtMatmul(ctx.blas, operation_, alpha_pointer, b.raw(), b_, a.raw(), a_, beta_pointer, out.raw(), out_,
+                       out.raw(), out_, &algorithm_, ctx.blas_workspace, kBlasWorkspaceBytes, ctx.stream),
+        "matmul: cublasLtMatmul");
   }
 
  private:
@@ -142,8 +146,19 @@ std::uint32_t common_alignment(std::initializer_list<const Tensor*> tensors) {
 void multiply(const Tensor& a, const Tensor& b, const Tensor& bias, const Tensor& out, double alpha, double beta) {
   const Context& ctx = context(out.device());
   const std::int64_t batch = out.size(0), m = out.size(1), n = out.size(2), k = a.size(2);
-  const Problem problem{ctx.index, a.dtype(), out.dtype(), m, n, k, batch, matrix_of(a), matrix_of(b),
-                        std::max(out.stride(1), n), out.stride(0), bias.defined(), beta != 0,
+  const Problem problem{ctx.index,
+                        a.dtype(),
+                        out.dtype(),
+                        m,
+                        n,
+                        k,
+                        batch,
+                        matrix_of(a),
+                        matrix_of(b),
+                        std::max(out.stride(1), n),
+                        out.stride(0),
+                        bias.defined(),
+                        beta != 0,
                         common_alignment({&a, &b, &out, &bias})};
   static thread_local std::map<decltype(problem.key()), Plan> plans;
   auto found = plans.find(problem.key());

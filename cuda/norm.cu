@@ -3,7 +3,6 @@
 // sums, one row of [blocks, d], are added in order by a second small kernel.
 
 #include "core/kernels/norm.h"
-
 #include "cuda/reduce.cuh"
 
 namespace switchyard::cuda {
@@ -153,10 +152,9 @@ void forward(const char* op, const Tensor& x, const Tensor& weight, const Tensor
     using T = typename decltype(tag)::type;
     using A = accumulate_t<T>;
     with_width<T>(width, {x, y}, [&](auto access) {
-      norm_forward<kCentered, access.value>
-          <<<blocks_for(rows, 1), threads_for(op, width), 0, stream_of(x)>>>(
-              pointer<T>(x), pointer<T>(weight), pointer<T>(bias), static_cast<A>(epsilon), static_cast<int>(width),
-              pointer<T>(y), pointer<A>(mean), pointer<A>(scale));
+      norm_forward<kCentered, access.value><<<blocks_for(rows, 1), threads_for(op, width), 0, stream_of(x)>>>(
+          pointer<T>(x), pointer<T>(weight), pointer<T>(bias), static_cast<A>(epsilon), static_cast<int>(width),
+          pointer<T>(y), pointer<A>(mean), pointer<A>(scale));
     });
   });
   check_launch(op);
@@ -176,10 +174,9 @@ void backward(const char* op, const Tensor& dy, const Tensor& x, const Tensor& w
     };
     const Tensor dweight_partial = partial(dweight), dbias_partial = partial(dbias);
     with_width<T>(width, {x, dy, dx}, [&](auto access) {
-      norm_backward<kCentered, access.value>
-          <<<static_cast<unsigned>(blocks), threads_for(op, width), 0, ctx.stream>>>(
-              pointer<T>(dy), pointer<T>(x), pointer<T>(weight), pointer<A>(mean), pointer<A>(scale), rows,
-              static_cast<int>(width), pointer<T>(dx), pointer<A>(dweight_partial), pointer<A>(dbias_partial));
+      norm_backward<kCentered, access.value><<<static_cast<unsigned>(blocks), threads_for(op, width), 0, ctx.stream>>>(
+          pointer<T>(dy), pointer<T>(x), pointer<T>(weight), pointer<A>(mean), pointer<A>(scale), rows,
+          static_cast<int>(width), pointer<T>(dx), pointer<A>(dweight_partial), pointer<A>(dbias_partial));
     });
     check_launch(op);
     for (const auto& [sums, out] : {std::pair{dweight_partial, dweight}, std::pair{dbias_partial, dbias}}) {

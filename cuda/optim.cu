@@ -3,7 +3,6 @@
 // three: 28 bytes an element in fp32.
 
 #include "core/kernels/optim.h"
-
 #include "cuda/device/reduce.cuh"
 #include "cuda/launch.cuh"
 
@@ -170,9 +169,12 @@ void adamw(const std::vector<ops::AdamWSlot>& slots, const Tensor& learning_rate
       const auto chosen = of_dtype(slots, dtype, [](const ops::AdamWSlot& slot) { return slot.gradient.dtype(); });
       const auto to_entry = [](const ops::AdamWSlot& slot) {
         const bool master = slot.master.defined();
-        return AdamWEntry<W, G>{slot.parameter.numel(), pointer<W>(master ? slot.master : slot.parameter),
-                                pointer<T>(slot.gradient), pointer<W>(slot.first_moment),
-                                pointer<W>(slot.second_moment), master ? pointer<T>(slot.parameter) : nullptr,
+        return AdamWEntry<W, G>{slot.parameter.numel(),
+                                pointer<W>(master ? slot.master : slot.parameter),
+                                pointer<T>(slot.gradient),
+                                pointer<W>(slot.first_moment),
+                                pointer<W>(slot.second_moment),
+                                master ? pointer<T>(slot.parameter) : nullptr,
                                 slot.weight_decay};
       };
       for_tables<AdamWEntry<W, G>>(chosen, to_entry, [&](const auto& table, unsigned pieces) {
@@ -194,9 +196,9 @@ void sgd(const std::vector<ops::SgdSlot>& slots, const Tensor& learning_rate, co
       const auto chosen = of_dtype(slots, dtype, [](const ops::SgdSlot& slot) { return slot.gradient.dtype(); });
       const auto to_entry = [](const ops::SgdSlot& slot) {
         const bool master = slot.master.defined();
-        return SgdEntry<W, G>{slot.parameter.numel(), pointer<W>(master ? slot.master : slot.parameter),
-                              pointer<T>(slot.gradient), pointer<W>(slot.momentum),
-                              master ? pointer<T>(slot.parameter) : nullptr, slot.weight_decay};
+        return SgdEntry<W, G>{
+            slot.parameter.numel(),    pointer<W>(master ? slot.master : slot.parameter), pointer<T>(slot.gradient),
+            pointer<W>(slot.momentum), master ? pointer<T>(slot.parameter) : nullptr,     slot.weight_decay};
       };
       for_tables<SgdEntry<W, G>>(chosen, to_entry, [&](const auto& table, unsigned pieces) {
         sgd_pieces<<<pieces, kThreads, 0, stream>>>(table, learning_rate.data<double>(), optional(gradient_scale),

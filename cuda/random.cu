@@ -9,7 +9,8 @@ namespace {
 
 /// Element i of a stream, as a uniform number in [0, 1). One thread makes the four elements of a Philox block.
 template <class F>
-__global__ void for_uniform(std::uint64_t seed, const std::int64_t* base, std::uint64_t offset, std::int64_t count, F f) {
+__global__ void for_uniform(std::uint64_t seed, const std::int64_t* base, std::uint64_t offset, std::int64_t count,
+                            F f) {
   const std::int64_t block = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (block * 4 >= count) return;
   const auto words = philox(seed, static_cast<std::uint64_t>(*base) + offset + static_cast<std::uint64_t>(block));

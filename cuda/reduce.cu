@@ -3,7 +3,6 @@
 // second launch combines, so no atomics are needed and results do not vary.
 
 #include "core/kernels/reduce.h"
-
 #include "core/ops/norm.h"
 #include "cuda/reduce.cuh"
 
@@ -87,7 +86,7 @@ void launch(const Plan& plan, bool columns, Reduction op, double scale, const D*
   } else {
     const int threads = plan.length >= 512 ? 256 : 32;
     reduce_rows<<<dim3(blocks_for(plan.outputs, 1), chunks), threads, 0, stream>>>(plan, Combine<A>{op},
-                                                                                static_cast<A>(scale), x, out);
+                                                                                   static_cast<A>(scale), x, out);
   }
   check_launch("reduce");
 }
@@ -108,12 +107,15 @@ void reduce_as(Reduction op, const Tensor& x, const Tensor& out) {
   Plan plan{axes_layout(x, out, false), axes_layout(x, out, true), out.numel(), 0, 1};
   plan.length = out.numel() > 0 ? x.numel() / out.numel() : 0;
   if (plan.outputs == 0) return;
-  const auto innermost = [](const Layout<1>& layout) { return layout.rank > 0 ? layout.stride[0][layout.rank - 1] : INT64_MAX; };
+  const auto innermost = [](const Layout<1>& layout) {
+    return layout.rank > 0 ? layout.stride[0][layout.rank - 1] : INT64_MAX;
+  };
   const bool columns = innermost(plan.kept) < innermost(plan.reduced) && plan.outputs >= 8;
   const std::int64_t blocks = columns ? (plan.outputs + kColumnThreads - 1) / kColumnThreads : plan.outputs;
   const Context& ctx = context(x.device());
   // Enough chunks to fill the GPU, none shorter than 64 elements a thread row.
-  plan.chunks = std::clamp<std::int64_t>(4 * ctx.multiprocessors / blocks, 1, std::max<std::int64_t>(1, plan.length / 1024));
+  plan.chunks =
+      std::clamp<std::int64_t>(4 * ctx.multiprocessors / blocks, 1, std::max<std::int64_t>(1, plan.length / 1024));
   const double scale = op == Reduction::mean ? 1.0 / static_cast<double>(plan.length) : 1.0;
   if (plan.chunks == 1) {
     launch<device_t<T>, A>(plan, columns, op, scale, pointer<T>(x), pointer<Out>(out), ctx.stream);
@@ -188,7 +190,7 @@ void argmax(const Tensor& x, const Tensor& out) {
     using T = typename decltype(tag)::type;
     const Tensor dense = x.contiguous();
     argmax_rows<<<blocks_for(out.numel(), 1), 32, 0, stream_of(x)>>>(pointer<T>(dense), x.size(-1),
-                                                                    out.data<std::int64_t>());
+                                                                     out.data<std::int64_t>());
   });
   check_launch("argmax");
 }
@@ -201,8 +203,7 @@ void count_nonfinite(const Tensor& x, const Tensor& out) {
     using T = typename decltype(tag)::type;
     const unsigned blocks = std::min(blocks_for(x.numel(), 4 * kThreads), 1024u);
     count_nonfinite_blocks<<<blocks, kThreads, 0, stream>>>(
-        layout_of<1>({&x}), x.numel(), pointer<T>(x),
-        reinterpret_cast<unsigned long long*>(out.data<std::int64_t>()));
+        layout_of<1>({&x}), x.numel(), pointer<T>(x), reinterpret_cast<unsigned long long*>(out.data<std::int64_t>()));
   });
   check_launch("count_nonfinite");
 }

@@ -1,14 +1,14 @@
 // Top-k selection and the routing plan, with nothing read by the host.
 //
 // The plan is a stable counting sort of P choices by expert. Choices are cut into chunks, a warp each:
-//   1. count: cursors[e][chunk] = choices of expert e in the chunk; lanes with the same expert find each other by match.
+//   1. count: cursors[e][chunk] = choices of expert e in the chunk; lanes with the same expert find each other by
+//   match.
 //   2. scan: a warp per expert turns its row of cursors into exclusive sums; one block turns the totals into offsets.
 //   3. place: each warp walks its chunk again and writes both permutations.
 // Order within an expert is the order of choices, so the result does not vary.
 
-#include "core/kernels/routing.h"
-
 #include "core/kernels/copy.h"
+#include "core/kernels/routing.h"
 #include "cuda/launch.cuh"
 
 namespace switchyard::cuda {
@@ -173,17 +173,21 @@ void build_routing_plan(const Tensor& indices, const Tensor& mask, const ops::Ro
   const Tensor cursors = Tensor::zeros({experts, chunks}, DType::i32, plan.expert_offsets.device());
   const Tensor totals = Tensor::empty({experts}, DType::i32, plan.expert_offsets.device());
   const Choices choices{indices.defined() ? indices.data<std::int32_t>() : nullptr,
-                        mask.defined() ? mask.data<bool>() : nullptr, count, static_cast<int>(plan.slots),
-                        static_cast<int>(plan.choices), experts / static_cast<int>(plan.slots)};
+                        mask.defined() ? mask.data<bool>() : nullptr,
+                        count,
+                        static_cast<int>(plan.slots),
+                        static_cast<int>(plan.choices),
+                        experts / static_cast<int>(plan.slots)};
   const int threads = kWarpsPerBlock * 32;
   auto* cursor = cursors.data<std::int32_t>();
   auto* offsets = plan.expert_offsets.data<std::int32_t>();
   if (mask.defined())  // entries beyond the true number of pairs
-    check_cuda(cudaMemsetAsync(plan.pair_to_choice.raw(), 0xff, plan.pair_to_choice.bytes(), ctx.stream), "routing plan");
+    check_cuda(cudaMemsetAsync(plan.pair_to_choice.raw(), 0xff, plan.pair_to_choice.bytes(), ctx.stream),
+               "routing plan");
   count_chunks<<<blocks_for(chunks, kWarpsPerBlock), threads, 0, ctx.stream>>>(choices, chunks,
-                                                                              static_cast<int>(chunk_size), cursor);
+                                                                               static_cast<int>(chunk_size), cursor);
   scan_chunks<<<blocks_for(experts, kWarpsPerBlock), threads, 0, ctx.stream>>>(experts, chunks, cursor,
-                                                                              totals.data<std::int32_t>());
+                                                                               totals.data<std::int32_t>());
   scan_experts<<<1, 32, 0, ctx.stream>>>(experts, totals.data<std::int32_t>(), offsets);
   place_chunks<<<blocks_for(chunks, kWarpsPerBlock), threads, 0, ctx.stream>>>(
       choices, chunks, static_cast<int>(chunk_size), cursor, offsets, plan.pair_to_choice.data<std::int32_t>(),

@@ -2,7 +2,6 @@
 // pass; device memory sees it once for the lengths that occur.
 
 #include "core/kernels/softmax.h"
-
 #include "cuda/device/reduce.cuh"
 #include "cuda/launch.cuh"
 
@@ -42,8 +41,7 @@ __global__ void forward_rows(const D* x, std::int64_t width, D* y) {
   const A inverse = sum == A(0) ? A(0) : A(1) / sum;
   for (std::int64_t i = threadIdx.x; i < width; i += blockDim.x) {
     const A value = load(row + i);
-    y[blockIdx.x * width + i] =
-        convert<D>(kind == Kind::softmax ? exp(value - shift) * inverse : value - log_sum);
+    y[blockIdx.x * width + i] = convert<D>(kind == Kind::softmax ? exp(value - shift) * inverse : value - log_sum);
   }
 }
 
@@ -70,8 +68,8 @@ void forward(const char* op, const Tensor& x, const Tensor& y) {
   if (x.numel() == 0) return;
   dispatch_floating(x.dtype(), op, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    forward_rows<kind><<<blocks_for(x.size(0), 1), threads_for(x.size(1)), 0, stream_of(x)>>>(
-        pointer<T>(x), x.size(1), pointer<T>(y));
+    forward_rows<kind><<<blocks_for(x.size(0), 1), threads_for(x.size(1)), 0, stream_of(x)>>>(pointer<T>(x), x.size(1),
+                                                                                              pointer<T>(y));
   });
   check_launch(op);
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Kernels of one GPU benchmark by time, from Nsight Compute: calls, total and mean microseconds, share.
+# Kernels of one GPU benchmark by time, per grid size, from Nsight Compute: calls, total and mean microseconds, share.
 #
 #   tools/gpu_kernels.sh ROW_NAME [FIRST_LAUNCH] [LAUNCHES]
 set -euo pipefail
@@ -11,7 +11,8 @@ import collections, csv, sys
 lines = [line for line in sys.stdin if line.startswith("\"")]
 sums, calls = collections.Counter(), collections.Counter()
 for record in csv.DictReader(lines):
-    name = record["Kernel Name"].split("(anonymous namespace)::")[-1][:70]
+    name = record["Kernel Name"].split("<unnamed>::")[-1].split("(anonymous namespace)::")[-1][:48]
+    name += "  grid " + record["Grid Size"].replace(" ", "")
     unit = {"ns": 1e-3, "nsecond": 1e-3, "us": 1, "usecond": 1, "ms": 1e3, "msecond": 1e3}[record["Metric Unit"]]
     sums[name] += float(record["Metric Value"].replace(",", "")) * unit
     calls[name] += 1

@@ -1,14 +1,13 @@
-// GPU benchmarks: the rows of docs/design.md's table. Each row is timed with CUDA events (medians, random bf16 data) and
-// set beside dense cuBLAS products of the same multiply-adds, timed in the same run.
+// GPU benchmarks: the rows of docs/design.md's table. Each row is timed with CUDA events (medians, random bf16 data)
+// and set beside dense cuBLAS products of the same multiply-adds, timed in the same run.
 //
 //   bench_gpu [--only NAME] [--json FILE]
 
+#include <boost/json.hpp>
 #include <cstring>
 #include <fstream>
-#include <iostream>
 #include <iomanip>
-
-#include <boost/json.hpp>
+#include <iostream>
 
 #include "autograd/ops/attention.h"
 #include "bench/gpu/timer.h"
@@ -218,8 +217,13 @@ int run(int argc, char** argv) {
               << std::setw(10) << row.dense_ms << std::setprecision(2) << std::setw(8) << ratio << std::setprecision(1)
               << std::setw(10) << tflops << std::setw(12) << row.tokens / row.ms << std::setw(11) << row.peak_mib
               << std::endl;
-    results.push_back({{"row", row.name}, {"ms", row.ms}, {"dense_ms", row.dense_ms}, {"ratio", ratio},
-                       {"tflops", tflops}, {"tokens_per_second", row.tokens / row.ms * 1e3}, {"peak_mib", row.peak_mib}});
+    results.push_back({{"row", row.name},
+                       {"ms", row.ms},
+                       {"dense_ms", row.dense_ms},
+                       {"ratio", ratio},
+                       {"tflops", tflops},
+                       {"tokens_per_second", row.tokens / row.ms * 1e3},
+                       {"peak_mib", row.peak_mib}});
   }
   if (!json.empty()) std::ofstream(json) << boost::json::serialize(results) << '\n';
   return 0;

@@ -31,9 +31,10 @@ __device__ inline A apply_unary(A x) {
   if constexpr (op == Unary::softplus) return (x > A(0) ? x : A(0)) + log1p(exp(-fabs(x)));
 }
 
-/// The same chosen at run time, for epilogues, where the switch is cheap beside the product before it.
+/// The same chosen at run time, for epilogues. Out of line: inlined for every element of a tile, the functions would
+/// outgrow the instruction cache.
 template <class A>
-__device__ inline A apply_unary(ops::Unary op, A x) {
+__device__ __noinline__ A apply_rare_unary(ops::Unary op, A x) {
   using ops::Unary;
   switch (op) {
     case Unary::relu: return apply_unary<Unary::relu>(x);

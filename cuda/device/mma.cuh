@@ -7,7 +7,8 @@
 namespace switchyard::cuda {
 
 /// Loads four 8 x 8 blocks of bf16 from shared memory; lanes 8 n .. 8 n + 7 give the row addresses of block n. Lane
-/// (g, t) = (lane / 4, lane % 4) gets elements (g, 2t) and (g, 2t + 1) of each, or with kTransposed (2t, g), (2t + 1, g).
+/// (g, t) = (lane / 4, lane % 4) gets elements (g, 2t) and (g, 2t + 1) of each, or with kTransposed (2t, g), (2t + 1,
+/// g).
 template <bool kTransposed>
 __device__ inline void load_blocks(std::uint32_t (&out)[4], const __nv_bfloat16* row) {
   const auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(row));
@@ -23,7 +24,8 @@ __device__ inline void load_blocks(std::uint32_t (&out)[4], const __nv_bfloat16*
 
 /// sums += a b on a tensor core: a 16 x 16, b 16 x 8. Lane (g, t) holds sums (g, 2t), (g, 2t + 1), (g + 8, 2t),
 /// (g + 8, 2t + 1).
-__device__ inline void multiply_blocks(float (&sums)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
+__device__ inline void multiply_blocks(float (&sums)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
+                                       std::uint32_t b1) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
       "%3};"
@@ -37,8 +39,8 @@ __device__ inline std::uint32_t pack_bf16(float first, float second) {
   return *reinterpret_cast<const std::uint32_t*>(&packed);
 }
 
-/// Starts copying 16 bytes from global to shared memory, or writing 16 zero bytes where `valid` is false. Both addresses
-/// are aligned to 16 bytes; `from` must be readable only where valid.
+/// Starts copying 16 bytes from global to shared memory, or writing 16 zero bytes where `valid` is false. Both
+/// addresses are aligned to 16 bytes; `from` must be readable only where valid.
 __device__ inline void copy_async(void* to, const void* from, bool valid) {
   const auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(to));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(valid ? 16 : 0));

@@ -36,8 +36,8 @@ TEST(CudaElementwise, EveryUnaryFunctionInEveryLayout) {
 
 TEST(CudaElementwise, BinaryWithBroadcasting) {
   SKIP_WITHOUT_GPU();
-  const std::vector<std::pair<Shape, Shape>> pairs = {
-      {{4, 8}, {4, 8}}, {{4, 8}, {8}}, {{4, 1}, {1, 8}}, {{2, 3, 5}, {3, 1}}, {{300, 257}, {300, 1}}, {{5}, {}}};
+  const std::vector<std::pair<Shape, Shape>> pairs = {{{4, 8}, {4, 8}},    {{4, 8}, {8}},          {{4, 1}, {1, 8}},
+                                                      {{2, 3, 5}, {3, 1}}, {{300, 257}, {300, 1}}, {{5}, {}}};
   for (const DType dtype : kFloatingDTypes)
     for (const auto& [a, b] : pairs)
       for (const Binary op : {Binary::add, Binary::subtract, Binary::multiply, Binary::divide, Binary::maximum,
@@ -58,17 +58,19 @@ TEST(CudaElementwise, AffineWhereAccumulateAndConversions) {
     };
     expect_parity(op, {x, y, condition}, dtype, "affine, where, accumulate");
     for (const DType to : kAllDTypes)
-      expect_parity([&](const Tensors& in) { return Tensors{in[0].to(to), in[0].transpose(0, 1).to(to)}; },
-                    {random_tensor({33, 65}, 4, dtype, -9, 9)}, dtype, "conversion");
+      expect_parity(
+          [&](const Tensors& in) {
+            return Tensors{in[0].to(to), in[0].transpose(0, 1).to(to)};
+          },
+          {random_tensor({33, 65}, 4, dtype, -9, 9)}, dtype, "conversion");
   }
 }
 
 TEST(CudaReduce, SumsMeansAndMaximaOverAnyAxes) {
   SKIP_WITHOUT_GPU();
-  const std::vector<std::pair<Shape, Shape>> cases = {{{5}, {}},           {{300, 257}, {0}},    {{300, 257}, {1}},
-                                                      {{300, 257}, {}},    {{4, 5, 6}, {0, 2}},  {{4, 5, 6}, {1}},
-                                                      {{70000, 3}, {0}},   {{2, 40000}, {1}},    {{1, 9}, {0}},
-                                                      {{40, 8, 16}, {0, 1}}};
+  const std::vector<std::pair<Shape, Shape>> cases = {
+      {{5}, {}},        {{300, 257}, {0}}, {{300, 257}, {1}}, {{300, 257}, {}}, {{4, 5, 6}, {0, 2}},
+      {{4, 5, 6}, {1}}, {{70000, 3}, {0}}, {{2, 40000}, {1}}, {{1, 9}, {0}},    {{40, 8, 16}, {0, 1}}};
   for (const DType dtype : kFloatingDTypes)
     for (const auto& [shape, axes] : cases) {
       const auto op = [&, reduced = axes](const Tensors& in) {
@@ -77,11 +79,17 @@ TEST(CudaReduce, SumsMeansAndMaximaOverAnyAxes) {
       };
       expect_parity(op, {random_tensor(shape, 1, dtype, 0, 1)}, dtype, "reduce");
     }
-  expect_parity([](const Tensors& in) { return Tensors{ops::sum(in[0], {0}), ops::sum(in[1])}; },
-                {random_tensor({50, 7}, 1, DType::boolean), random_tensor({50, 7}, 1, DType::i32, -100, 100)},
-                DType::i32, "integer sums");
-  expect_parity([](const Tensors& in) { return Tensors{ops::argmax(in[0]), ops::count_nonfinite(ops::unary(Unary::log, in[0]))}; },
-                {random_tensor({50, 77}, 1, DType::f32)}, DType::f32, "argmax, count_nonfinite");
+  expect_parity(
+      [](const Tensors& in) {
+        return Tensors{ops::sum(in[0], {0}), ops::sum(in[1])};
+      },
+      {random_tensor({50, 7}, 1, DType::boolean), random_tensor({50, 7}, 1, DType::i32, -100, 100)}, DType::i32,
+      "integer sums");
+  expect_parity(
+      [](const Tensors& in) {
+        return Tensors{ops::argmax(in[0]), ops::count_nonfinite(ops::unary(Unary::log, in[0]))};
+      },
+      {random_tensor({50, 77}, 1, DType::f32)}, DType::f32, "argmax, count_nonfinite");
 }
 
 TEST(CudaNorm, LayerNormAndRmsNorm) {
@@ -94,8 +102,8 @@ TEST(CudaNorm, LayerNormAndRmsNorm) {
         const auto dlayer = ops::layer_norm_backward(in[3], in[0], in[1], true, layer.mean, layer.inverse_deviation);
         const auto rms = ops::rms_norm(in[0], in[1], 1e-6);
         const auto drms = ops::rms_norm_backward(in[3], in[0], in[1], rms.inverse_rms);
-        return Tensors{layer.y, layer.mean, layer.inverse_deviation, dlayer.dx, dlayer.dweight, dlayer.dbias,
-                       rms.y, rms.inverse_rms, drms.dx, drms.dweight};
+        return Tensors{layer.y,      layer.mean, layer.inverse_deviation, dlayer.dx, dlayer.dweight,
+                       dlayer.dbias, rms.y,      rms.inverse_rms,         drms.dx,   drms.dweight};
       };
       expect_parity(op,
                     {random_tensor(shape, 1, dtype, -1, 2), random_tensor(width, 2, dtype, 0.5, 1.5),
@@ -126,8 +134,13 @@ TEST(CudaLoss, CrossEntropyAndItsFusedForm) {
     const auto op = [](const Tensors& in) {
       const auto plain = ops::cross_entropy(in[0], in[4], -100, true);
       const auto fused = ops::linear_cross_entropy(in[1], in[2], in[3], in[4], -100, true, 64);
-      return Tensors{ops::cross_entropy_per_row(in[0], in[4], -100), plain.loss, plain.dlogits,
-                     fused.loss, fused.dx, fused.dw, fused.dbias};
+      return Tensors{ops::cross_entropy_per_row(in[0], in[4], -100),
+                     plain.loss,
+                     plain.dlogits,
+                     fused.loss,
+                     fused.dx,
+                     fused.dw,
+                     fused.dbias};
     };
     expect_parity(op,
                   {random_tensor({150, 301}, 1, dtype, -3, 3), random_tensor({150, 40}, 2, dtype),
@@ -142,7 +155,8 @@ TEST(CudaRandom, TheSameNumbersAsOnTheCpu) {
     Generator generator(42, device);
     generator.next(1001);
     generator.end_step();
-    Tensors drawn = {ops::uniform({1003}, generator.next(1003), -2, 3), ops::bernoulli({77, 3}, generator.next(231), 0.3)};
+    Tensors drawn = {ops::uniform({1003}, generator.next(1003), -2, 3),
+                     ops::bernoulli({77, 3}, generator.next(231), 0.3)};
     const Tensor x = Tensor::ones({5, 333}, DType::f32, device);
     drawn.push_back(ops::dropout(x, generator.next(x.numel()), 0.25));
     EXPECT_EQ(generator.state().position, 251u + 251u + 58u + 417u);

@@ -23,8 +23,7 @@ TEST(CudaMatmul, BatchesTransposesAndOddSizes) {
     for (const auto& [a, b] : cases)
       expect_parity(
           [](const Tensors& in) {
-            return Tensors{ops::matmul(in[0], in[1]),
-                           ops::matmul(in[1].transpose(-1, -2), in[0].transpose(-1, -2))};
+            return Tensors{ops::matmul(in[0], in[1]), ops::matmul(in[1].transpose(-1, -2), in[0].transpose(-1, -2))};
           },
           {random_tensor(a, 1, dtype), random_tensor(b, 2, dtype)}, dtype, "matmul");
 }
@@ -34,7 +33,9 @@ TEST(CudaMatmul, LinearWithAndWithoutBias) {
   for (const DType dtype : kFloatingDTypes)
     for (const std::int64_t width : {8, 41, 112})
       expect_parity(
-          [](const Tensors& in) { return Tensors{ops::linear(in[0], in[1], in[2]), ops::linear(in[0], in[1])}; },
+          [](const Tensors& in) {
+            return Tensors{ops::linear(in[0], in[1], in[2]), ops::linear(in[0], in[1])};
+          },
           {random_tensor({3, 5, width}, 1, dtype), random_tensor({24, width}, 2, dtype), random_tensor({24}, 3, dtype)},
           dtype, "linear");
 }
@@ -68,8 +69,14 @@ TEST(CudaRouting, TopKWithTiesAndPlans) {
           [&](const Tensors& in) {
             const Tensor indices = ops::top_k(in[0], k), masked = ops::top_k(in[0], k, in[1]);
             const auto plan = ops::routing_plan(indices, experts), mask = ops::routing_plan_from_mask(in[1]);
-            return Tensors{indices, masked, plan.expert_offsets, plan.pair_to_choice, plan.choice_to_pair,
-                           mask.expert_offsets, mask.pair_to_choice, mask.choice_to_pair};
+            return Tensors{indices,
+                           masked,
+                           plan.expert_offsets,
+                           plan.pair_to_choice,
+                           plan.choice_to_pair,
+                           mask.expert_offsets,
+                           mask.pair_to_choice,
+                           mask.choice_to_pair};
           },
           {scores, excluded}, DType::f32, "routing");
     }
@@ -81,9 +88,9 @@ TEST(CudaExpertMatmul, AllRowsForwardAndBackward) {
     std::int64_t tokens, slots, experts, k, inner, outer;
     bool by_mask;
   };
-  for (const Case& c : {Case{40, 1, 4, 2, 24, 40, false}, Case{300, 2, 5, 3, 41, 76, false},
-                        Case{1, 1, 3, 3, 8, 8, false}, Case{700, 1, 16, 4, 136, 128, false},
-                        Case{50, 2, 6, 6, 16, 24, true}})
+  for (const Case& c :
+       {Case{40, 1, 4, 2, 24, 40, false}, Case{300, 2, 5, 3, 41, 76, false}, Case{1, 1, 3, 3, 8, 8, false},
+        Case{700, 1, 16, 4, 136, 128, false}, Case{50, 2, 6, 6, 16, 24, true}})
     for (const DType dtype : kFloatingDTypes)
       for (const Rows input : {Rows::token, Rows::row, Rows::pair})
         for (const Rows output : {Rows::token, Rows::row, Rows::pair})
@@ -93,13 +100,14 @@ TEST(CudaExpertMatmul, AllRowsForwardAndBackward) {
               return r == Rows::token ? c.tokens : r == Rows::row ? c.tokens * c.slots : c.tokens * c.slots * c.k;
             };
             const auto op = [&](const Tensors& in) {
-              const auto plan = c.by_mask ? ops::routing_plan_from_mask(in[6])
-                                          : ops::routing_plan(ops::top_k(in[0], c.k), c.experts);
+              const auto plan =
+                  c.by_mask ? ops::routing_plan_from_mask(in[6]) : ops::routing_plan(ops::top_k(in[0], c.k), c.experts);
               const Tensor gates = gated ? in[4] : Tensor{};
               Tensor dy = in[5];
               const Tensor y = ops::expert_matmul(in[1], in[2], in[3], gates, plan, options);
               if (c.by_mask && output == Rows::pair) dy = ops::multiply(dy, y);  // rows without a pair are zero
-              const auto back = ops::expert_matmul_input_backward(dy, in[1], in[2], in[3], gates, plan, options, true, gated);
+              const auto back =
+                  ops::expert_matmul_input_backward(dy, in[1], in[2], in[3], gates, plan, options, true, gated);
               const auto weights = ops::expert_matmul_weight_backward(dy, in[1], gates, plan, options, true);
               Tensors all = {y, back.dgates, weights.dweight, weights.dbias};
               if (!(c.by_mask && input == Rows::pair)) all.push_back(back.dx);
@@ -156,17 +164,17 @@ TEST(CudaAttention, EveryOptionForwardAndBackward) {
           }
           const auto result = ops::attention(in[0], in[1], in[2], options);
           const auto g = ops::attention_backward(in[6], in[0], in[1], in[2], result, options);
-          return Tensors{result.out, g.dquery, g.dkey, g.dvalue, g.dposition_key,
-                         ops::attention_probabilities(in[0], in[1], options)};
+          return Tensors{result.out, g.dquery,        g.dkey,
+                         g.dvalue,   g.dposition_key, ops::attention_probabilities(in[0], in[1], options)};
         };
-        expect_parity(op,
-                      {random_tensor({batch, queries, heads, width}, 1, dtype),
-                       random_tensor({batch, keys, heads, width}, 2, dtype),
-                       random_tensor({batch, keys, heads, width}, 3, dtype),
-                       random_tensor({batch, keys}, 4, DType::boolean), random_tensor({queries, keys}, 5, DType::boolean),
-                       random_tensor({2 * (queries + offset), heads, width}, 6, dtype),
-                       random_tensor({batch, queries, heads, width}, 7, dtype)},
-                      dtype, "attention");
+        expect_parity(
+            op,
+            {random_tensor({batch, queries, heads, width}, 1, dtype),
+             random_tensor({batch, keys, heads, width}, 2, dtype), random_tensor({batch, keys, heads, width}, 3, dtype),
+             random_tensor({batch, keys}, 4, DType::boolean), random_tensor({queries, keys}, 5, DType::boolean),
+             random_tensor({2 * (queries + offset), heads, width}, 6, dtype),
+             random_tensor({batch, queries, heads, width}, 7, dtype)},
+            dtype, "attention");
       }
 }
 
@@ -175,7 +183,8 @@ TEST(CudaAttention, RopeThereAndBack) {
   for (const DType dtype : kFloatingDTypes)
     expect_parity(
         [&](const Tensors& in) {
-          const auto tables = ops::rope_tables(20, 6, 10000, dtype == DType::f64 ? DType::f64 : DType::f32, in[0].device());
+          const auto tables =
+              ops::rope_tables(20, 6, 10000, dtype == DType::f64 ? DType::f64 : DType::f32, in[0].device());
           return Tensors{ops::rope(in[0], tables, 4), ops::rope(in[0], tables, 2, true)};
         },
         {random_tensor({2, 13, 3, 11}, 1, dtype)}, dtype, "rope");

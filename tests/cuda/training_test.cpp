@@ -72,7 +72,8 @@ TEST(CudaTraining, FollowsTheCpuStepByStep) {
 TEST(CudaTraining, LearnsInBf16AndRepeatsItself) {
   SKIP_WITHOUT_GPU();
   const auto config = small_model(moe::PositionKind::rope);
-  const Trained one = train(config, Device::cuda(), DType::bf16, 60), two = train(config, Device::cuda(), DType::bf16, 60);
+  const Trained one = train(config, Device::cuda(), DType::bf16, 60),
+                two = train(config, Device::cuda(), DType::bf16, 60);
   EXPECT_EQ(one.losses, two.losses);
   EXPECT_LT(one.losses.back(), one.losses.front() - 0.5);
 }
