@@ -115,10 +115,11 @@ __global__ void sum_pairs(const D* products, const std::int32_t* choice_to_pair,
 }
 
 /// dgates[choice] = x[row] . products[pair] + bias[expert] . dy[row]; 0 where the choice was not taken. A warp each.
+/// With `gates`, the products, once used, are replaced by gate * products.
 template <class D>
-__global__ void gate_gradients(const D* x, RowMap x_rows, const D* products, const D* bias, const D* dy, RowMap dy_rows,
+__global__ void gate_gradients(const D* x, RowMap x_rows, D* products, const D* bias, const D* dy, RowMap dy_rows,
                                const std::int32_t* choice_to_pair, const std::int32_t* offsets, int experts,
-                               std::int64_t choices, int inner, int outer, D* dgates) {
+                               std::int64_t choices, int inner, int outer, const D* gates, D* dgates) {
   using A = compute_t<D>;
   const std::int64_t choice = static_cast<std::int64_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
@@ -127,8 +128,13 @@ __global__ void gate_gradients(const D* x, RowMap x_rows, const D* products, con
   A sum = 0;
   if (pair >= 0) {
     const D* row = x + x_rows.row(pair) * inner;
-    const D* product = products + static_cast<std::int64_t>(pair) * inner;
-    for (int i = lane; i < inner; i += 32) sum += load(row + i) * load(product + i);
+    D* product = products + static_cast<std::int64_t>(pair) * inner;
+    const A gate = gates ? load(gates + choice) : A(1);
+    for (int i = lane; i < inner; i += 32) {
+      const A value = load(product + i);
+      sum += load(row + i) * value;
+      if (gates) product[i] = convert<D>(gate * value);
+    }
     if (bias) {
       int expert = 0;
       for (int last = experts; last - expert > 1;) {
@@ -159,17 +165,6 @@ __global__ void bias_gradients(WeightGradient<D> g, D* dbias) {
   if (threadIdx.y == 0 && column < g.outer)
     dbias[static_cast<std::int64_t>(expert) * g.outer + column] =
         convert<D>(parts[0][threadIdx.x] + parts[1][threadIdx.x] + parts[2][threadIdx.x] + parts[3][threadIdx.x]);
-}
-
-/// products[pair] *= gate of the pair's choice.
-template <class D>
-__global__ void scale_pairs(const D* products, const D* gates, const std::int32_t* pair_to_choice,
-                            const std::int32_t* pairs, int width, D* out) {
-  const std::int64_t pair = blockIdx.x;
-  if (pair >= *pairs) return;
-  const compute_t<D> gate = load(gates + pair_to_choice[pair]);
-  for (int i = threadIdx.x; i < width; i += blockDim.x)
-    out[pair * width + i] = convert<D>(gate * load(products + pair * width + i));
 }
 
 template <class T>
@@ -236,16 +231,11 @@ void input_backward(const Tensor& dy, const Tensor& x, const Tensor& weight, con
         pointer<T>(x), row_map(plan, options.input), pointer<T>(products), pointer<T>(bias), pointer<T>(dy),
         row_map(plan, options.output), plan.choice_to_pair.data<std::int32_t>(),
         plan.expert_offsets.data<std::int32_t>(), static_cast<int>(plan.experts), plan.max_pairs(),
-        static_cast<int>(x.size(1)), static_cast<int>(dy.size(1)), pointer<T>(dgates));
+        static_cast<int>(x.size(1)), static_cast<int>(dy.size(1)), in_place ? pointer<T>(gates) : nullptr,
+        pointer<T>(dgates));
     check_launch("expert_matmul_input_backward: gates");
   }
-  if (!dx.defined() || dx.numel() == 0) return;
-  if (!by_pair) return sum_into_rows<T>(products, gates, plan, dx);
-  if (!gates.defined()) return;
-  scale_pairs<<<blocks_for(plan.max_pairs(), 1), 128, 0, stream_of(x)>>>(
-      pointer<T>(products), pointer<T>(gates), plan.pair_to_choice.data<std::int32_t>(),
-      plan.expert_offsets.data<std::int32_t>() + plan.experts, static_cast<int>(x.size(1)), pointer<T>(dx));
-  check_launch("expert_matmul_input_backward: scale");
+  if (!by_pair && dx.defined()) sum_into_rows<T>(products, gates, plan, dx);
 }
 
 }  // namespace
@@ -288,7 +278,7 @@ void expert_matmul_weight_backward(const Tensor& dy, const Tensor& x, const Tens
                                                pointer<T>(dweight)};
     if (dweight.numel() > 0) {
       if constexpr (std::is_same_v<T, bfloat16>) {
-        launch_weight_gradient(gradient, experts, stream);
+        launch_weight_gradient(gradient, experts, plan.max_pairs(), dweight.device());
       } else {
         weight_gradient<<<dim3(blocks_for(gradient.outer, kTile), blocks_for(gradient.inner, kTile), experts), 256, 0,
                           stream>>>(gradient);

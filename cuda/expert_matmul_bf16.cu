@@ -9,6 +9,7 @@
 
 #include "cuda/device/mma.cuh"
 #include "cuda/expert_matmul.cuh"
+#include "cuda/reduce.cuh"
 
 namespace switchyard::cuda {
 namespace {
@@ -206,11 +207,17 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
   store_tile(shared, p.y + static_cast<std::int64_t>(where.first) * p.outer, where.count, first_column, p.outer);
 }
 
-__global__ void __launch_bounds__(kBlockThreads, 2) weight_gradient(WeightGradient<Bf16> g, bool wide_x, bool wide_dy) {
+/// With `partial` [parts, experts, inner, outer] the pairs of an expert are shared out among several blocks, and each
+/// leaves its sums there.
+__global__ void __launch_bounds__(kBlockThreads, 2)
+    weight_gradient(WeightGradient<Bf16> g, int experts, int parts, float* partial, bool wide_x, bool wide_dy) {
   extern __shared__ __align__(16) Bf16 shared[];
   __shared__ __align__(16) Bf16 gates[kStages][kDepth];
-  const int expert = blockIdx.z, first_row = blockIdx.y * kSide, first_column = blockIdx.x * kSide;
-  const int begin = g.offsets[expert], count = g.offsets[expert + 1] - begin;
+  const int expert = blockIdx.z % experts, part = blockIdx.z / experts;
+  const int first_row = blockIdx.y * kSide, first_column = blockIdx.x * kSide;
+  const int all = g.offsets[expert + 1] - g.offsets[expert];
+  const int share = ((all + parts - 1) / parts + kDepth - 1) / kDepth * kDepth;
+  const int begin = g.offsets[expert] + part * share, count = max(0, min(share, all - part * share));
   using Wide = Tile<Form::wide>;
   WarpSums<Form::wide, Form::wide> sums;
   // The rows of a step are looked up a step before its copies start, so that the copies need not wait for them.
@@ -245,6 +252,16 @@ __global__ void __launch_bounds__(kBlockThreads, 2) weight_gradient(WeightGradie
       [&](int step, const Bf16* left, const Bf16* right) {
         sums.multiply(left, right, g.gates ? gates[step % kStages] : nullptr);
       });
+  if (partial) {
+    partial += ((static_cast<std::int64_t>(part) * experts + expert) * g.inner + first_row) * g.outer + first_column;
+    sums.for_each_pair([&](int row, int column, float first, float second) {
+      if (first_row + row >= g.inner) return;
+      float* to = partial + static_cast<std::int64_t>(row) * g.outer + column;
+      if (first_column + column < g.outer) to[0] = first;
+      if (first_column + column + 1 < g.outer) to[1] = second;
+    });
+    return;
+  }
   wait_for_copies<0>();
   __syncthreads();
   sums.for_each_pair([&](int row, int column, float first, float second) {
@@ -281,13 +298,25 @@ void launch_pair_product(const PairProduct<Bf16>& p, std::int64_t tiles, cudaStr
   check_launch("expert_matmul");
 }
 
-void launch_weight_gradient(const WeightGradient<Bf16>& g, int experts, cudaStream_t stream) {
-  const dim3 grid(blocks_for(g.outer, kSide), blocks_for(g.inner, kSide), static_cast<unsigned>(experts));
+void launch_weight_gradient(const WeightGradient<Bf16>& g, int experts, std::int64_t max_pairs, Device device) {
+  const Context& ctx = context(device);
+  const unsigned columns = blocks_for(g.outer, kSide), rows = blocks_for(g.inner, kSide);
+  // Few experts with many pairs each make few blocks: share the pairs out until two blocks a multiprocessor are busy.
+  const std::int64_t blocks = static_cast<std::int64_t>(columns) * rows * experts;
+  const std::int64_t most = std::clamp<std::int64_t>(max_pairs / experts / (8 * kDepth), 1, 16);
+  const int parts = static_cast<int>(std::clamp<std::int64_t>(2 * ctx.multiprocessors / blocks, 1, most));
+  const std::int64_t size = static_cast<std::int64_t>(experts) * g.inner * g.outer;
+  const Tensor partial = parts > 1 ? Tensor::empty({parts, size}, DType::f32, device) : Tensor{};
   constexpr std::size_t kBytes = kStages * kStageElements<Form::wide, Form::wide> * sizeof(Bf16);
   allow_shared_memory(weight_gradient, kBytes);
-  weight_gradient<<<grid, kBlockThreads, kBytes, stream>>>(g, is_wide(g.x, g.inner, g.inner),
-                                                           is_wide(g.dy, g.outer, g.outer));
+  const dim3 grid(columns, rows, static_cast<unsigned>(experts * parts));
+  weight_gradient<<<grid, kBlockThreads, kBytes, ctx.stream>>>(
+      g, experts, parts, pointer<float>(partial), is_wide(g.x, g.inner, g.inner), is_wide(g.dy, g.outer, g.outer));
   check_launch("expert_matmul_weight_backward");
+  if (parts == 1) return;
+  sum_partials<<<blocks_for(size, kThreads), kThreads, 0, ctx.stream>>>(pointer<float>(partial), std::int64_t{parts},
+                                                                        size, g.dweight);
+  check_launch("expert_matmul_weight_backward: sum of parts");
 }
 
 }  // namespace switchyard::cuda
