@@ -1,5 +1,9 @@
 #include "core/storage.h"
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
@@ -25,6 +29,15 @@ struct Counters {
 Counters cpu_counters;
 
 constexpr std::size_t kAlignment = 64;  // a cache line and an AVX-512 register
+
+#ifdef __GLIBC__
+// Left alone, glibc hands every block of 128 KiB and more back to the system when it is freed; the next tensor then
+// pays for mapping and clearing the same pages again, which costs more than most elementwise ops. Blocks up to the largest
+// size glibc allows here (32 MiB) stay in the process instead.
+[[maybe_unused]] const bool keeps_freed_memory = [] {
+  return mallopt(M_MMAP_THRESHOLD, 32 << 20) != 0 && mallopt(M_TRIM_THRESHOLD, 1 << 30) != 0;
+}();
+#endif
 
 }  // namespace
 
