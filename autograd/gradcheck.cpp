@@ -21,8 +21,8 @@ void set_element(const Tensor& tensor, std::int64_t index, double value) {
 
 }  // namespace
 
-GradcheckResult gradcheck(const std::function<Variable(const Variables&)>& f, const Variables& inputs,
-                          double tolerance, double step) {
+GradcheckResult gradcheck(const std::function<Variable(const Variables&)>& f, const Variables& inputs, double tolerance,
+                          double step) {
   const Variable output = f(inputs);
   std::vector<double> weights(static_cast<std::size_t>(output.numel()));
   for (std::size_t i = 0; i < weights.size(); ++i) weights[i] = 2.0 * uniform_from_bits(philox_element(7, 0, i)) - 1.0;

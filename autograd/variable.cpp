@@ -39,7 +39,8 @@ void Variable::set_data(Tensor data) const {
 
 void Variable::set_grad(Tensor grad) const {
   check(defined() && !state_->node, "set_grad: only a leaf has a gradient");
-  check(!grad.defined() || grad.shape() == shape(), "set_grad: gradient ", grad.shape(), " for a variable of ", shape());
+  check(!grad.defined() || grad.shape() == shape(), "set_grad: gradient ", grad.shape(), " for a variable of ",
+        shape());
   state_->grad = std::move(grad);
 }
 

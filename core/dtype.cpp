@@ -32,9 +32,7 @@ DType dtype_from_name(std::string_view name) {
   fail("dtype: unknown name '", name, "', expected f32, f64, bf16, i32, i64 or bool");
 }
 
-bool is_floating(DType dtype) {
-  return dtype == DType::f32 || dtype == DType::f64 || dtype == DType::bf16;
-}
+bool is_floating(DType dtype) { return dtype == DType::f32 || dtype == DType::f64 || dtype == DType::bf16; }
 
 std::ostream& operator<<(std::ostream& out, DType dtype) { return out << name_of(dtype); }
 

@@ -25,7 +25,8 @@ template <class... Parts>
 /// Throws Error with the message made of `parts` unless `ok`. The parts are formatted only on failure.
 template <class... Parts>
 inline void check(bool ok, const Parts&... parts) {
-  if (!ok) [[unlikely]] fail(parts...);
+  if (!ok) [[unlikely]]
+    fail(parts...);
 }
 
 }  // namespace switchyard

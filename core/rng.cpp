@@ -17,8 +17,7 @@ std::map<int, Generator>& generators() {
 
 }  // namespace
 
-Generator::Generator(std::uint64_t seed, Device device)
-    : seed_(seed), base_(Tensor::zeros({1}, DType::i64, device)) {}
+Generator::Generator(std::uint64_t seed, Device device) : seed_(seed), base_(Tensor::zeros({1}, DType::i64, device)) {}
 
 RandomStream Generator::next(std::int64_t numel) {
   const RandomStream stream{seed_, base_, offset_};

@@ -32,8 +32,8 @@ constexpr std::size_t kAlignment = 64;  // a cache line and an AVX-512 register
 
 #ifdef __GLIBC__
 // Left alone, glibc hands every block of 128 KiB and more back to the system when it is freed; the next tensor then
-// pays for mapping and clearing the same pages again, which costs more than most elementwise ops. Blocks up to the largest
-// size glibc allows here (32 MiB) stay in the process instead.
+// pays for mapping and clearing the same pages again, which costs more than most elementwise ops. Blocks up to the
+// largest size glibc allows here (32 MiB) stay in the process instead.
 [[maybe_unused]] const bool keeps_freed_memory = [] {
   return mallopt(M_MMAP_THRESHOLD, 32 << 20) != 0 && mallopt(M_TRIM_THRESHOLD, 1 << 30) != 0;
 }();
@@ -60,9 +60,9 @@ std::shared_ptr<Storage> Storage::allocate(std::size_t bytes, Device device) {
     if (device.is_cuda()) {
       data = static_cast<std::byte*>(cuda::allocate(bytes, device));
     } else {
-      data = static_cast<std::byte*>(::operator new(bytes, std::align_val_t{kAlignment}, std::nothrow));
-      check(data != nullptr, "allocate: out of memory on cpu: ", bytes, " bytes wanted, ",
-            cpu_counters.current.load(), " bytes already in use");
+      data = static_cast<std::byte*>(::operator new (bytes, std::align_val_t{kAlignment}, std::nothrow));
+      check(data != nullptr, "allocate: out of memory on cpu: ", bytes, " bytes wanted, ", cpu_counters.current.load(),
+            " bytes already in use");
       cpu_counters.add(bytes);
     }
   }
@@ -79,7 +79,7 @@ Storage::~Storage() {
   if (device_.is_cuda()) {
     cuda::deallocate(data_, bytes_, device_);
   } else {
-    ::operator delete(data_, std::align_val_t{kAlignment});
+    ::operator delete (data_, std::align_val_t{kAlignment});
     cpu_counters.current.fetch_sub(bytes_);
   }
 }

@@ -13,8 +13,8 @@ Tensor Tensor::empty(const Shape& shape, DType dtype, Device device) {
   std::size_t bytes = size_of(dtype);
   for (const std::int64_t size : shape) {
     check(size >= 0, "empty: negative size in shape ", shape);
-    check(size == 0 || bytes <= (std::size_t{1} << 62) / static_cast<std::size_t>(size),
-          "empty: shape ", shape, " of ", dtype, " is too large to address");
+    check(size == 0 || bytes <= (std::size_t{1} << 62) / static_cast<std::size_t>(size), "empty: shape ", shape, " of ",
+          dtype, " is too large to address");
     bytes *= static_cast<std::size_t>(size);
   }
   return view_of(Storage::allocate(bytes, device), shape, contiguous_strides(shape), 0, dtype);
@@ -53,8 +53,8 @@ template Tensor Tensor::from<double>(const std::vector<double>&, const Shape&);
 template Tensor Tensor::from<std::int32_t>(const std::vector<std::int32_t>&, const Shape&);
 template Tensor Tensor::from<std::int64_t>(const std::vector<std::int64_t>&, const Shape&);
 
-Tensor Tensor::view_of(std::shared_ptr<Storage> storage, const Shape& shape, const Shape& strides,
-                       std::int64_t offset, DType dtype) {
+Tensor Tensor::view_of(std::shared_ptr<Storage> storage, const Shape& shape, const Shape& strides, std::int64_t offset,
+                       DType dtype) {
   Tensor out;
   out.storage_ = std::move(storage);
   out.shape_ = shape;
@@ -103,8 +103,8 @@ std::vector<T> Tensor::to_vector() const {
   return values;
 }
 
-#define SWITCHYARD_READ(T)              \
-  template T Tensor::item<T>() const;   \
+#define SWITCHYARD_READ(T)            \
+  template T Tensor::item<T>() const; \
   template std::vector<T> Tensor::to_vector<T>() const;
 SWITCHYARD_READ(float)
 SWITCHYARD_READ(double)

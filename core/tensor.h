@@ -40,8 +40,8 @@ class Tensor {
     return from(std::vector<T>(values), shape);
   }
   /// A view of existing memory; `strides` in elements, `offset` in elements from the block's start.
-  static Tensor view_of(std::shared_ptr<Storage> storage, const Shape& shape, const Shape& strides,
-                        std::int64_t offset, DType dtype);
+  static Tensor view_of(std::shared_ptr<Storage> storage, const Shape& shape, const Shape& strides, std::int64_t offset,
+                        DType dtype);
   /// Uninitialised tensor of the same shape, dtype and device, dense whatever the strides of `like`.
   static Tensor empty_like(const Tensor& like);
   static Tensor zeros_like(const Tensor& like);

@@ -21,7 +21,9 @@ std::string_view text_of(const MappedFile& file) { return {reinterpret_cast<cons
 
 /// How to unpack a file whose first bytes show that it is compressed.
 const char* unpacking_hint(std::string_view text) {
-  if (text.starts_with("\xFD" "7zXZ")) return "; it is packed, unpack it first: xz --decompress --keep";
+  if (text.starts_with("\xFD"
+                       "7zXZ"))
+    return "; it is packed, unpack it first: xz --decompress --keep";
   if (text.starts_with("\x1F\x8B")) return "; it is packed, unpack it first: gzip --decompress --keep";
   if (text.starts_with("\x28\xB5\x2F\xFD")) return "; it is packed, unpack it first: zstd --decompress";
   return "";

@@ -18,8 +18,6 @@ extern const char switchyard_embedded_corpus_end[];
 
 namespace switchyard::data {
 
-std::string_view embedded_corpus_text() {
-  return {switchyard_embedded_corpus_begin, switchyard_embedded_corpus_end};
-}
+std::string_view embedded_corpus_text() { return {switchyard_embedded_corpus_begin, switchyard_embedded_corpus_end}; }
 
 }  // namespace switchyard::data

@@ -135,9 +135,8 @@ void Loader::restore(const LoaderState& state) {
 }
 
 boost::json::value to_json(const LoaderState& state) {
-  return {{"seed", state.seed},       {"epoch", state.epoch},
-          {"position", state.position}, {"context", state.context},
-          {"streams", state.streams}, {"respect_documents", state.respect_documents},
+  return {{"seed", state.seed},       {"epoch", state.epoch},     {"position", state.position},
+          {"context", state.context}, {"streams", state.streams}, {"respect_documents", state.respect_documents},
           {"content", state.content}};
 }
 

@@ -47,8 +47,8 @@ void check_header(const Header& header, std::size_t file_bytes, const std::strin
         " bytes, expected 2 or 4");
   check(header.vocabulary_size > 0 && header.vocabulary_size <= 0x7fffffffu, source, "vocabulary size ",
         header.vocabulary_size, " is not in 1..2^31-1");
-  check(header.token_bytes == 4 || header.vocabulary_size <= 65536, source, "vocabulary size ",
-        header.vocabulary_size, " does not fit tokens of 2 bytes");
+  check(header.token_bytes == 4 || header.vocabulary_size <= 65536, source, "vocabulary size ", header.vocabulary_size,
+        " does not fit tokens of 2 bytes");
   check(header.separator < header.vocabulary_size, source, "separator ", header.separator,
         " is not in the vocabulary of ", header.vocabulary_size);
   check(header.tokenizer_name.back() == '\0', source, "the tokenizer's name is not terminated");
@@ -217,7 +217,8 @@ void write_token_file(const std::filesystem::path& path, const Corpus& corpus,
                       std::shared_ptr<const Tokenizer> tokenizer) {
   TokenFileWriter writer(path, std::move(tokenizer));
   CorpusReader reader(corpus);
-  for (std::size_t i = 0; i < corpus.documents().size(); ++i) writer.add_document(reader.text(i), corpus.source_name(i));
+  for (std::size_t i = 0; i < corpus.documents().size(); ++i)
+    writer.add_document(reader.text(i), corpus.source_name(i));
   writer.commit();
 }
 

@@ -42,8 +42,8 @@ class ByteTokenizer : public Tokenizer {
 
 struct SentencePieceOptions {
   std::int32_t vocabulary_size = 8000;
-  std::string model_type = "unigram";           ///< or "bpe"
-  std::int64_t max_sentences = 1'000'000;       ///< lines to learn from, drawn from all lines; bounds memory
+  std::string model_type = "unigram";      ///< or "bpe"
+  std::int64_t max_sentences = 1'000'000;  ///< lines to learn from, drawn from all lines; bounds memory
 };
 
 /// Learns a SentencePiece model from the lines of a corpus and writes it to `model_path`. Bytes that no piece covers

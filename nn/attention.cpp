@@ -60,8 +60,7 @@ Variable AttentionCore::forward(const Variable& query, const Variable& key, cons
     ops::AttentionOptions plain = encoded.options;
     if (encoded.position_key.defined()) plain.position_key = encoded.position_key.data();
     plain.dropout = 0;
-    arguments.inspection->probabilities =
-        ops::attention_probabilities(encoded.query.data(), encoded.key.data(), plain);
+    arguments.inspection->probabilities = ops::attention_probabilities(encoded.query.data(), encoded.key.data(), plain);
   }
   return attention(encoded.query, encoded.key, values, encoded.options, encoded.position_key);
 }
@@ -98,9 +97,7 @@ LayerOutput MultiHeadAttention::forward(const Variable& x, const AttentionArgume
   check(x.rank() == 3, "MultiHeadAttention: x is ", x.shape(), ", expected [batch, tokens, width]");
   const Variable& key_source = arguments.key_source.defined() ? arguments.key_source : x;
   const Variable& value_source = arguments.value_source.defined() ? arguments.value_source : key_source;
-  const auto heads = [&](const Variable& y) {
-    return reshape(y, {y.size(0), y.size(1), heads_, head_width_});
-  };
+  const auto heads = [&](const Variable& y) { return reshape(y, {y.size(0), y.size(1), heads_, head_width_}); };
   const Variable attended = core_.forward(heads(query_.forward(x)), heads(key_.forward(key_source)),
                                           heads(value_.forward(value_source)), arguments);
   return {output_.forward(reshape(attended, {x.size(0), x.size(1), heads_ * head_width_})), {}};

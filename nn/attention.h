@@ -6,8 +6,8 @@
 
 namespace switchyard::nn {
 
-/// What every attention layer does between its projections: cache, positions, masks, softmax, read-out. Queries and keys
-/// come unscaled; the logits are multiplied by 1 / sqrt(d).
+/// What every attention layer does between its projections: cache, positions, masks, softmax, read-out. Queries and
+/// keys come unscaled; the logits are multiplied by 1 / sqrt(d).
 ///
 /// In causal attention the last query stands at the last key, so with S > T keys the first S - T are the past.
 class AttentionCore : public Module {
@@ -16,9 +16,9 @@ class AttentionCore : public Module {
                 double dropout, const Initializer& init = init::fan_in_normal(),
                 Generator& generator = initial_weights());
 
-  /// query [B, T, H, d], key [B, S, H, d], value [B, S, H, dv] -> [B, T, H, dv]. With arguments.cache, key and value are
-  /// those of the new tokens: they are appended to it (key as given, before position encoding) and the queries see all
-  /// cached tokens. Fills arguments.inspection->probabilities.
+  /// query [B, T, H, d], key [B, S, H, d], value [B, S, H, dv] -> [B, T, H, dv]. With arguments.cache, key and value
+  /// are those of the new tokens: they are appended to it (key as given, before position encoding) and the queries see
+  /// all cached tokens. Fills arguments.inspection->probabilities.
   Variable forward(const Variable& query, const Variable& key, const Variable& value,
                    const AttentionArguments& arguments);
 

@@ -14,9 +14,9 @@ std::int64_t hidden_of(const FeedForwardOptions& options) {
 FeedForward::FeedForward(const FeedForwardOptions& options, Generator& generator)
     : activation_(options.activation),
       up_(options.width, hidden_of(options), options.bias, options.init, generator),
-      gate_(options.gated ? std::make_unique<Linear>(options.width, hidden_of(options), options.bias, options.init,
-                                                     generator)
-                          : nullptr),
+      gate_(options.gated
+                ? std::make_unique<Linear>(options.width, hidden_of(options), options.bias, options.init, generator)
+                : nullptr),
       down_(hidden_of(options), options.width, options.bias, options.init, generator) {
   register_module("up", up_);
   if (gate_) register_module("gate", *gate_);

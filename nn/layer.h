@@ -37,8 +37,8 @@ struct AttentionArguments {
   Variable key_source;
   Variable value_source;  ///< undefined means key_source
   bool causal = true;
-  Tensor mask;         ///< bool [T, S], true hides
-  Tensor key_padding;  ///< bool [B, S], true hides
+  Tensor mask;                     ///< bool [T, S], true hides
+  Tensor key_padding;              ///< bool [B, S], true hides
   KeyValueCache* cache = nullptr;  ///< decoding: x continues the cached tokens; grows by x's tokens. No gradients
   AttentionInspection* inspection = nullptr;
 };

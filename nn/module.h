@@ -44,7 +44,8 @@ class Module {
   void eval() { train(false); }
   bool training() const { return training_; }
 
-  /// Moves or converts all parameters and floating buffers; gradients are dropped. Handles from parameters() stay valid.
+  /// Moves or converts all parameters and floating buffers; gradients are dropped. Handles from parameters() stay
+  /// valid.
   void to(Device device);
   void to(DType dtype);
   void zero_grad() const;

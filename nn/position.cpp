@@ -79,8 +79,7 @@ PositionEncoding::Encoded PositionEncoding::encode(const Variable& query, const 
     const std::int64_t lowest = -(offset + queries - 1);
     const std::int64_t highest = options.causal ? 0 : std::max<std::int64_t>(keys - 1 - offset, 0);
     const Tensor table = sinusoids(lowest, highest, table_dtype, query.device()).to(query.dtype());
-    encoded.position_key =
-        reshape(linear(Variable(table), projection_), {highest - lowest + 1, heads_, head_width_});
+    encoded.position_key = reshape(linear(Variable(table), projection_), {highest - lowest + 1, heads_, head_width_});
     encoded.options.position_zero = -lowest;
   }
   return encoded;

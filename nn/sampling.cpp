@@ -43,8 +43,7 @@ std::int64_t sample(const std::vector<double>& logits, const SamplingOptions& op
   const auto better = [&](std::size_t a, std::size_t b) {
     return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
   };
-  if (options.temperature == 0)
-    return static_cast<std::int64_t>(*std::min_element(order.begin(), order.end(), better));
+  if (options.temperature == 0) return static_cast<std::int64_t>(*std::min_element(order.begin(), order.end(), better));
   std::sort(order.begin(), order.end(), better);
   if (options.top_k > 0 && static_cast<std::size_t>(options.top_k) < order.size())
     order.resize(static_cast<std::size_t>(options.top_k));

@@ -66,8 +66,8 @@ LayerOutput TransformerBlock::forward(const Variable& x, const BlockArguments& a
   return {middle + dropout_.forward(fed.output), add_regularizers(attended.regularizer, fed.regularizer)};
 }
 
-LanguageModel::LanguageModel(const LanguageModelOptions& options,
-                             std::vector<std::unique_ptr<TransformerBlock>> blocks, Generator& generator)
+LanguageModel::LanguageModel(const LanguageModelOptions& options, std::vector<std::unique_ptr<TransformerBlock>> blocks,
+                             Generator& generator)
     : options_(options),
       embedding_(options.vocabulary_size, options.width, options.embedding_init, generator),
       dropout_(options.dropout),
@@ -93,8 +93,8 @@ const Variable& LanguageModel::output_weight() const {
 
 Variable LanguageModel::embed(const Tensor& tokens) const {
   check(tokens.defined() && tokens.rank() == 2 && tokens.dtype() == DType::i64,
-        "LanguageModel: expected tokens i64 [batch, tokens], got ",
-        tokens.defined() ? name_of(tokens.dtype()) : "none", " ", tokens.shape());
+        "LanguageModel: expected tokens i64 [batch, tokens], got ", tokens.defined() ? name_of(tokens.dtype()) : "none",
+        " ", tokens.shape());
   NameScope scope("embedding");
   return dropout_.forward(embedding_.forward(tokens));
 }

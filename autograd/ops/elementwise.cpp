@@ -94,9 +94,8 @@ Variable where(const Tensor& condition, const Variable& a, const Variable& b) {
 Variable dropout(const Variable& x, double probability) {
   if (probability == 0) return x;
   const RandomStream stream = default_generator(x.device()).next(x.numel());
-  return record("dropout", ops::dropout(x.data(), stream, probability), {x}, [stream, probability](const Tensor& dy) {
-    return Gradients{ops::dropout(dy, stream, probability)};
-  });
+  return record("dropout", ops::dropout(x.data(), stream, probability), {x},
+                [stream, probability](const Tensor& dy) { return Gradients{ops::dropout(dy, stream, probability)}; });
 }
 
 Variable cast(const Variable& x, DType dtype) {

@@ -26,8 +26,8 @@ Variable linear_part(const Variable& x, const Variable& weight, const Variable& 
       "expert_matmul", std::move(y), inputs,
       [x = x.data(), weight = weight.data(), bias = data_or_none(bias), gates = data_or_none(gates), plan, plain,
        activation = options.activation, activated, wanted](const Tensor& dy_activated) {
-        const Tensor dy = activated.defined() ? ops::unary_backward(activation, dy_activated, activated)
-                                              : dy_activated.contiguous();
+        const Tensor dy =
+            activated.defined() ? ops::unary_backward(activation, dy_activated, activated) : dy_activated.contiguous();
         Gradients gradients(2);
         Tensor dgates, dbias;
         if (wanted.x || wanted.gates) {

@@ -6,10 +6,9 @@
 namespace switchyard {
 
 Variable embedding(const Variable& table, const Tensor& ids) {
-  return record("embedding", ops::embedding(table.data(), ids), {table},
-                [ids, rows = table.size(0)](const Tensor& dy) {
-                  return Gradients{ops::embedding_backward(dy, ids, rows)};
-                });
+  return record("embedding", ops::embedding(table.data(), ids), {table}, [ids, rows = table.size(0)](const Tensor& dy) {
+    return Gradients{ops::embedding_backward(dy, ids, rows)};
+  });
 }
 
 Variable gather_last(const Variable& x, const Tensor& index) {

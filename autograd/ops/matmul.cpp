@@ -8,14 +8,14 @@ namespace switchyard {
 
 // da = dy b^T, db = a^T dy, summed over broadcast axes. Saves a and b.
 Variable matmul(const Variable& a, const Variable& b) {
-  return record("matmul", ops::matmul(a.data(), b.data()), {a, b},
-                [a = a.data(), b = b.data(), a_wanted = a.requires_grad(),
-                 b_wanted = b.requires_grad()](const Tensor& dy) {
-                  Gradients gradients(2);
-                  if (a_wanted) gradients[0] = ops::sum_to(ops::matmul(dy, b.transpose(-1, -2)), a.shape());
-                  if (b_wanted) gradients[1] = ops::sum_to(ops::matmul(a.transpose(-1, -2), dy), b.shape());
-                  return gradients;
-                });
+  return record(
+      "matmul", ops::matmul(a.data(), b.data()), {a, b},
+      [a = a.data(), b = b.data(), a_wanted = a.requires_grad(), b_wanted = b.requires_grad()](const Tensor& dy) {
+        Gradients gradients(2);
+        if (a_wanted) gradients[0] = ops::sum_to(ops::matmul(dy, b.transpose(-1, -2)), a.shape());
+        if (b_wanted) gradients[1] = ops::sum_to(ops::matmul(a.transpose(-1, -2), dy), b.shape());
+        return gradients;
+      });
 }
 
 // dx = dy w, dw = dy^T x, dbias = column sums of dy. Saves x and w.

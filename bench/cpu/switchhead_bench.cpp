@@ -41,13 +41,9 @@ void run_attention(benchmark::State& state, moe::AttentionKind kind, bool backwa
 }
 
 void SwitchHeadForward(benchmark::State& state) { run_attention(state, moe::AttentionKind::switchhead, false); }
-void SwitchHeadForwardBackward(benchmark::State& state) {
-  run_attention(state, moe::AttentionKind::switchhead, true);
-}
+void SwitchHeadForwardBackward(benchmark::State& state) { run_attention(state, moe::AttentionKind::switchhead, true); }
 void DenseAttentionForward(benchmark::State& state) { run_attention(state, moe::AttentionKind::dense, false); }
-void DenseAttentionForwardBackward(benchmark::State& state) {
-  run_attention(state, moe::AttentionKind::dense, true);
-}
+void DenseAttentionForwardBackward(benchmark::State& state) { run_attention(state, moe::AttentionKind::dense, true); }
 
 BENCHMARK(SwitchHeadForward)->Arg(4)->Unit(benchmark::kMillisecond)->UseRealTime();
 BENCHMARK(DenseAttentionForward)->Arg(4)->Unit(benchmark::kMillisecond)->UseRealTime();

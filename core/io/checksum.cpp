@@ -25,9 +25,7 @@ T load(const unsigned char* at) {
   return value;
 }
 
-std::uint64_t round(std::uint64_t lane, std::uint64_t word) {
-  return std::rotl(lane + word * kPrime2, 31) * kPrime1;
-}
+std::uint64_t round(std::uint64_t lane, std::uint64_t word) { return std::rotl(lane + word * kPrime2, 31) * kPrime1; }
 
 void absorb_block(std::array<std::uint64_t, 4>& lanes, const unsigned char* block) {
   for (std::size_t i = 0; i < 4; ++i) lanes[i] = round(lanes[i], load<std::uint64_t>(block + 8 * i));
@@ -67,10 +65,8 @@ std::uint64_t Checksum::value() const {
 
   const unsigned char* at = pending_.data();
   const unsigned char* end = at + total_ % kBlock;
-  for (; end - at >= 8; at += 8)
-    hash = std::rotl(hash ^ round(0, load<std::uint64_t>(at)), 27) * kPrime1 + kPrime4;
-  for (; end - at >= 4; at += 4)
-    hash = std::rotl(hash ^ (load<std::uint32_t>(at) * kPrime1), 23) * kPrime2 + kPrime3;
+  for (; end - at >= 8; at += 8) hash = std::rotl(hash ^ round(0, load<std::uint64_t>(at)), 27) * kPrime1 + kPrime4;
+  for (; end - at >= 4; at += 4) hash = std::rotl(hash ^ (load<std::uint32_t>(at) * kPrime1), 23) * kPrime2 + kPrime3;
   for (; at != end; ++at) hash = std::rotl(hash ^ (*at * kPrime5), 11) * kPrime1;
 
   hash = (hash ^ (hash >> 33)) * kPrime2;
@@ -84,7 +80,9 @@ std::uint64_t checksum(const void* data, std::size_t bytes, std::uint64_t seed) 
   return sum.value();
 }
 
-std::uint64_t checksum(std::string_view bytes, std::uint64_t seed) { return checksum(bytes.data(), bytes.size(), seed); }
+std::uint64_t checksum(std::string_view bytes, std::uint64_t seed) {
+  return checksum(bytes.data(), bytes.size(), seed);
+}
 
 std::uint64_t checksum_of_file(const std::filesystem::path& path) {
   const auto file = MappedFile::open(path);

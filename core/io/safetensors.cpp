@@ -46,8 +46,7 @@ std::vector<std::uint64_t> place_data(const std::vector<std::pair<std::string, T
 }
 
 std::string header_json(const std::vector<std::pair<std::string, Tensor>>& tensors,
-                        const std::vector<std::uint64_t>& begins,
-                        const std::map<std::string, std::string>& metadata) {
+                        const std::vector<std::uint64_t>& begins, const std::map<std::string, std::string>& metadata) {
   boost::json::object header;
   if (!metadata.empty()) {
     boost::json::object& target = header["__metadata__"].emplace_object();

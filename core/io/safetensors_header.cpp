@@ -236,9 +236,9 @@ void check_layout(const SafetensorsFile::Contents& contents, std::uint64_t data_
 
 std::uint64_t bits_of_safetensors_type(std::string_view type) {
   static constexpr std::pair<std::string_view, std::uint64_t> kTypes[] = {
-      {"F32", 32},    {"F64", 64},    {"BF16", 16},   {"I32", 32},   {"I64", 64},     {"BOOL", 8},    {"F16", 16},
-      {"U8", 8},      {"I8", 8},      {"U16", 16},    {"I16", 16},   {"U32", 32},     {"U64", 64},    {"C64", 64},
-      {"F8_E4M3", 8}, {"F8_E5M2", 8}, {"F8_E8M0", 8}, {"F4", 4},     {"F6_E2M3", 6},  {"F6_E3M2", 6}};
+      {"F32", 32},    {"F64", 64},    {"BF16", 16},   {"I32", 32}, {"I64", 64},    {"BOOL", 8},   {"F16", 16},
+      {"U8", 8},      {"I8", 8},      {"U16", 16},    {"I16", 16}, {"U32", 32},    {"U64", 64},   {"C64", 64},
+      {"F8_E4M3", 8}, {"F8_E5M2", 8}, {"F8_E8M0", 8}, {"F4", 4},   {"F6_E2M3", 6}, {"F6_E3M2", 6}};
   for (const auto& [name, bits] : kTypes)
     if (name == type) return bits;
   return 0;

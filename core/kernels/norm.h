@@ -5,12 +5,12 @@
 // Rows of x [n, d], all dense. weight and bias [d] or undefined. mean and inverse_deviation [n] hold what the
 // backward pass needs, in the compute dtype (f32, or f64 for f64).
 
-SWITCHYARD_ENTRY(layer_norm, const Tensor& x, const Tensor& weight, const Tensor& bias, double epsilon,
-                 const Tensor& y, const Tensor& mean, const Tensor& inverse_deviation)
+SWITCHYARD_ENTRY(layer_norm, const Tensor& x, const Tensor& weight, const Tensor& bias, double epsilon, const Tensor& y,
+                 const Tensor& mean, const Tensor& inverse_deviation)
 /// dweight and dbias are undefined where not wanted.
 SWITCHYARD_ENTRY(layer_norm_backward, const Tensor& dy, const Tensor& x, const Tensor& weight, const Tensor& mean,
                  const Tensor& inverse_deviation, const Tensor& dx, const Tensor& dweight, const Tensor& dbias)
 SWITCHYARD_ENTRY(rms_norm, const Tensor& x, const Tensor& weight, double epsilon, const Tensor& y,
                  const Tensor& inverse_rms)
-SWITCHYARD_ENTRY(rms_norm_backward, const Tensor& dy, const Tensor& x, const Tensor& weight,
-                 const Tensor& inverse_rms, const Tensor& dx, const Tensor& dweight)
+SWITCHYARD_ENTRY(rms_norm_backward, const Tensor& dy, const Tensor& x, const Tensor& weight, const Tensor& inverse_rms,
+                 const Tensor& dx, const Tensor& dweight)

@@ -9,7 +9,20 @@ namespace switchyard::ops {
 /// Functions of one element. gelu is x Phi(x); gelu_tanh its tanh approximation; silu is x sigmoid(x);
 /// softplus is log(1 + e^x). relu'(0) = abs'(0) = 0.
 enum class Unary {
-  identity, negate, exp, log, sqrt, square, abs, relu, gelu, gelu_tanh, silu, sigmoid, tanh, softplus
+  identity,
+  negate,
+  exp,
+  log,
+  sqrt,
+  square,
+  abs,
+  relu,
+  gelu,
+  gelu_tanh,
+  silu,
+  sigmoid,
+  tanh,
+  softplus
 };
 
 /// The functions that serve as activations: identity, abs, relu, gelu, gelu_tanh, silu, sigmoid, tanh, softplus.
@@ -17,7 +30,19 @@ using Activation = Unary;
 Activation activation_from_name(std::string_view name);
 std::string_view name_of(Unary op);
 
-enum class Binary { add, subtract, multiply, divide, maximum, minimum, equal, less, less_equal, logical_or, logical_and };
+enum class Binary {
+  add,
+  subtract,
+  multiply,
+  divide,
+  maximum,
+  minimum,
+  equal,
+  less,
+  less_equal,
+  logical_or,
+  logical_and
+};
 std::string_view name_of(Binary op);
 /// True for the operations whose result is bool.
 bool is_comparison(Binary op);

@@ -17,8 +17,8 @@ CrossEntropyResult cross_entropy(const Tensor& logits, const Tensor& targets, st
                                  bool gradient_wanted);
 
 struct LinearCrossEntropyResult {
-  Tensor loss;             ///< rank 0, compute dtype: mean over the rows whose target is not ignore_index
-  Tensor dx, dw, dbias;    ///< gradients of loss; undefined unless wanted (dbias also where bias is undefined)
+  Tensor loss;           ///< rank 0, compute dtype: mean over the rows whose target is not ignore_index
+  Tensor dx, dw, dbias;  ///< gradients of loss; undefined unless wanted (dbias also where bias is undefined)
 };
 /// Mean cross-entropy of the logits x w^T + bias, taken `rows_per_chunk` rows at a time, so that the logits of the
 /// whole batch never exist at once. x [n, d], w [V, d], bias [V] or undefined, targets i64 [n]. With

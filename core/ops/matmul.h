@@ -7,8 +7,8 @@ namespace switchyard::ops {
 /// Matrix product of the last two axes, leading axes broadcast: [..., m, k] x [..., k, n] -> [..., m, n].
 /// Transposed views are used in place. Floating dtypes, accumulated in float (double for f64).
 Tensor matmul(const Tensor& a, const Tensor& b);
-/// out = alpha a b + beta out for a [m, k], b [k, n], out [m, n] with rows of stride 1. out has the dtype of a and b, or
-/// is f32 where they are bf16.
+/// out = alpha a b + beta out for a [m, k], b [k, n], out [m, n] with rows of stride 1. out has the dtype of a and b,
+/// or is f32 where they are bf16.
 void matmul_into(const Tensor& a, const Tensor& b, const Tensor& out, double alpha = 1, double beta = 0);
 /// x w^T + bias: x [..., k], w [m, k], bias [m] or undefined -> [..., m].
 Tensor linear(const Tensor& x, const Tensor& w, const Tensor& bias = {});

@@ -28,8 +28,7 @@ struct SgdSlot {
   double weight_decay = 0;
 };
 /// parameter -= learning_rate * v with v = momentum * v + (gradient_scale gradient + weight_decay parameter).
-void sgd(const std::vector<SgdSlot>& slots, const Tensor& learning_rate, const Tensor& gradient_scale,
-         double momentum);
+void sgd(const std::vector<SgdSlot>& slots, const Tensor& learning_rate, const Tensor& gradient_scale, double momentum);
 
 /// Euclidean norm of all elements of all tensors together, f64 [1] on their device.
 Tensor global_norm(const std::vector<Tensor>& tensors);

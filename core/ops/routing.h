@@ -7,9 +7,10 @@ namespace switchyard::ops {
 /// Who computes what, on the device: the (token, expert) pairs of one layer, sorted by expert.
 ///
 /// Legend: N tokens; H slots (the heads of SwitchHead, 1 for a feed-forward); R = N H rows, row n H + h being slot h of
-/// token n; each row has C choices (k of top-k, or all E for a mask); a *choice* is a row's j-th option, number r C + j.
-/// Every slot has experts of its own: expert e of slot h is number h E + e, experts = H E in all. A *pair* is a choice
-/// that is taken; pairs are sorted by expert, and by choice within an expert, so that every use is deterministic.
+/// token n; each row has C choices (k of top-k, or all E for a mask); a *choice* is a row's j-th option, number r C +
+/// j. Every slot has experts of its own: expert e of slot h is number h E + e, experts = H E in all. A *pair* is a
+/// choice that is taken; pairs are sorted by expert, and by choice within an expert, so that every use is
+/// deterministic.
 struct RoutingPlan {
   std::int64_t tokens = 0;   ///< N
   std::int64_t slots = 1;    ///< H

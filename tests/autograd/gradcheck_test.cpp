@@ -48,9 +48,8 @@ void add_elementwise(std::vector<Row>& rows) {
   for (const Unary op : {Unary::log, Unary::sqrt})
     rows.push_back({"unary_" + std::string(name_of(op)), {{3, 7}}, f(op), 0.5, 3});
   for (const Activation a : {Activation::identity, Activation::relu, Activation::gelu, Activation::silu})
-    rows.push_back({"activate_" + std::string(name_of(a)), {{5}}, [a](const Variables& in) {
-                      return activate(a, in[0]) * 2.0;
-                    }});
+    rows.push_back(
+        {"activate_" + std::string(name_of(a)), {{5}}, [a](const Variables& in) { return activate(a, in[0]) * 2.0; }});
   rows.push_back({"exp", {{2, 3}}, [](const Variables& in) { return exp(in[0]); }});
   rows.push_back({"log", {{2, 3}}, [](const Variables& in) { return log(in[0]); }, 0.5, 2});
   rows.push_back({"relu", {{2, 3}}, [](const Variables& in) { return relu(in[0]); }});
@@ -59,8 +58,8 @@ void add_elementwise(std::vector<Row>& rows) {
   rows.push_back({"scale_and_shift", {{4}}, [](const Variables& in) { return -(in[0] * 3.0) + 2.0 * in[0] + 1.5; }});
 
   const std::vector<std::pair<std::string, std::vector<Shape>>> pairs = {
-      {"same", {{2, 3}, {2, 3}}},       {"row", {{2, 3}, {3}}},       {"column", {{2, 1}, {2, 3}}},
-      {"both", {{4, 1, 3}, {2, 1}}},    {"scalar", {{}, {2, 2}}},     {"one_element", {{1}, {1, 1}}}};
+      {"same", {{2, 3}, {2, 3}}},    {"row", {{2, 3}, {3}}},   {"column", {{2, 1}, {2, 3}}},
+      {"both", {{4, 1, 3}, {2, 1}}}, {"scalar", {{}, {2, 2}}}, {"one_element", {{1}, {1, 1}}}};
   for (const auto& [how, shapes] : pairs) {
     rows.push_back({"add_" + how, shapes, [](const Variables& in) { return in[0] + in[1]; }});
     rows.push_back({"subtract_" + how, shapes, [](const Variables& in) { return in[0] - in[1]; }});
@@ -69,9 +68,7 @@ void add_elementwise(std::vector<Row>& rows) {
   }
   rows.push_back({"multiply_by_itself", {{3}}, [](const Variables& in) { return in[0] * in[0]; }});
   const Tensor condition = random_tensor({4, 3}, 5, DType::boolean);
-  rows.push_back({"where", {{4, 3}, {3}}, [condition](const Variables& in) {
-                    return where(condition, in[0], in[1]);
-                  }});
+  rows.push_back({"where", {{4, 3}, {3}}, [condition](const Variables& in) { return where(condition, in[0], in[1]); }});
   rows.push_back({"where_broadcast_condition", {{2, 4, 3}, {}}, [condition](const Variables& in) {
                     return where(condition, in[0], in[1]);
                   }});
@@ -80,9 +77,8 @@ void add_elementwise(std::vector<Row>& rows) {
 
 void add_shape_and_reduce(std::vector<Row>& rows) {
   rows.push_back({"reshape", {{2, 6}}, [](const Variables& in) { return reshape(in[0], {3, -1}); }});
-  rows.push_back({"reshape_of_transposed", {{2, 3}}, [](const Variables& in) {
-                    return reshape(transpose(in[0], 0, 1), {6});
-                  }});
+  rows.push_back(
+      {"reshape_of_transposed", {{2, 3}}, [](const Variables& in) { return reshape(transpose(in[0], 0, 1), {6}); }});
   rows.push_back({"transpose", {{2, 3, 4}}, [](const Variables& in) { return transpose(in[0], -1, 0); }});
   rows.push_back({"permute", {{2, 3, 4}}, [](const Variables& in) { return permute(in[0], {2, 0, 1}); }});
   rows.push_back({"slice", {{5, 3}}, [](const Variables& in) { return slice(in[0], 0, 1, 4); }});
@@ -110,21 +106,18 @@ void add_products(std::vector<Row>& rows) {
                   }});
   rows.push_back({"matmul_one", {{1, 1}, {1, 1}}, product});
   rows.push_back({"linear", {{2, 3, 5}, {4, 5}}, [](const Variables& in) { return linear(in[0], in[1]); }});
-  rows.push_back({"linear_bias", {{3, 5}, {4, 5}, {4}}, [](const Variables& in) {
-                    return linear(in[0], in[1], in[2]);
-                  }});
+  rows.push_back(
+      {"linear_bias", {{3, 5}, {4, 5}, {4}}, [](const Variables& in) { return linear(in[0], in[1], in[2]); }});
   rows.push_back({"linear_of_a_view", {{3, 2, 5}, {4, 5}, {4}}, [](const Variables& in) {
                     return linear(transpose(in[0], 0, 1), in[1], in[2]);
                   }});
 }
 
 void add_norms_and_softmax(std::vector<Row>& rows) {
-  rows.push_back({"layer_norm", {{3, 7}, {7}, {7}}, [](const Variables& in) {
-                    return layer_norm(in[0], in[1], in[2], 1e-5);
-                  }});
-  rows.push_back({"layer_norm_plain", {{2, 3, 5}}, [](const Variables& in) {
-                    return layer_norm(in[0], {}, {}, 1e-5);
-                  }});
+  rows.push_back(
+      {"layer_norm", {{3, 7}, {7}, {7}}, [](const Variables& in) { return layer_norm(in[0], in[1], in[2], 1e-5); }});
+  rows.push_back(
+      {"layer_norm_plain", {{2, 3, 5}}, [](const Variables& in) { return layer_norm(in[0], {}, {}, 1e-5); }});
   rows.push_back({"layer_norm_of_a_view", {{5, 3}, {5}, {5}}, [](const Variables& in) {
                     return layer_norm(transpose(in[0], 0, 1), in[1], in[2], 1e-3);
                   }});
@@ -142,12 +135,18 @@ void add_index_and_loss(std::vector<Row>& rows) {
   const Tensor index = Tensor::from<std::int32_t>({2, 0, 4, 4, 1, 3}, {3, 2});
   rows.push_back({"gather_last", {{3, 5}}, [index](const Variables& in) { return gather_last(in[0], index); }});
   const Tensor targets = Tensor::from<std::int64_t>({2, -100, 0, 4, -100, 3, 2}, {7});
-  rows.push_back({"cross_entropy", {{7, 5}}, [targets](const Variables& in) {
-                    return cross_entropy(in[0], targets) * 3.0;
-                  }, -3, 3});
-  rows.push_back({"cross_entropy_other_ignore_index", {{7, 5}}, [targets](const Variables& in) {
+  rows.push_back({"cross_entropy",
+                  {{7, 5}},
+                  [targets](const Variables& in) { return cross_entropy(in[0], targets) * 3.0; },
+                  -3,
+                  3});
+  rows.push_back({"cross_entropy_other_ignore_index",
+                  {{7, 5}},
+                  [targets](const Variables& in) {
                     return cross_entropy(in[0], Tensor::from<std::int64_t>({2, 1, 0, 4, 1, 3, 2}, {7}), 2);
-                  }, -3, 3});
+                  },
+                  -3,
+                  3});
   rows.push_back({"linear_cross_entropy", {{7, 3}, {5, 3}}, [targets](const Variables& in) {
                     return linear_cross_entropy(in[0], in[1], {}, targets) * 3.0;
                   }});
@@ -205,11 +204,10 @@ void add_attention(std::vector<Row>& rows) {
                     return attention(in[0], in[0], in[0], plain);
                   }});
 
-  const auto tables = [](std::int64_t rotated) {
-    return ops::rope_tables(9, rotated, 100, DType::f64, Device::cpu());
-  };
+  const auto tables = [](std::int64_t rotated) { return ops::rope_tables(9, rotated, 100, DType::f64, Device::cpu()); };
   for (const std::int64_t rotated : {2, 6})
-    rows.push_back({"rope_" + std::to_string(rotated) + "_of_6", {{2, 3, 2, 6}},
+    rows.push_back({"rope_" + std::to_string(rotated) + "_of_6",
+                    {{2, 3, 2, 6}},
                     [t = tables(rotated)](const Variables& in) { return rope(in[0], t, 5); }});
 }
 
@@ -217,7 +215,8 @@ Variable none_or(const Variables& in, std::size_t i, bool wanted) { return wante
 
 void add_expert_matmul(std::vector<Row>& rows) {
   // N 5, H 2, E 3, C 2, K 4, M 3. Expert 2 of slot 1 gets nothing.
-  const Tensor chosen = Tensor::from<std::int32_t>({0, 1, 1, 0, 2, 0, 0, 1, 1, 2, 1, 0, 0, 2, 0, 1, 2, 1, 1, 0}, {5, 2, 2});
+  const Tensor chosen =
+      Tensor::from<std::int32_t>({0, 1, 1, 0, 2, 0, 0, 1, 1, 2, 1, 0, 0, 2, 0, 1, 2, 1, 1, 0}, {5, 2, 2});
   const ops::RoutingPlan top = ops::routing_plan(chosen, 3);
   const ops::RoutingPlan masked = ops::routing_plan_from_mask(random_tensor({5, 2, 3}, 3, DType::boolean));
   const std::vector<std::pair<std::string, Rows>> kinds = {
@@ -233,29 +232,30 @@ void add_expert_matmul(std::vector<Row>& rows) {
         for (const bool bias : {false, true}) {
           std::vector<Shape> shapes = {{row_count(plan, in_rows), 4}, {6, 4, 3}, {5, 2, plan.choices}};
           if (bias) shapes.push_back({6, 3});
-          rows.push_back({"expert_matmul_" + std::string(plan_name) + "_" + in_name + "_to_" + out_name +
-                              (bias ? "_bias" : ""),
-                          shapes, [plan = plan, in_rows = in_rows, out_rows = out_rows, bias](const Variables& in) {
-                            return expert_matmul(in[0], in[1], none_or(in, 3, bias), in[2], plan,
-                                                 {in_rows, out_rows, Activation::identity});
-                          }});
+          rows.push_back(
+              {"expert_matmul_" + std::string(plan_name) + "_" + in_name + "_to_" + out_name + (bias ? "_bias" : ""),
+               shapes, [plan = plan, in_rows = in_rows, out_rows = out_rows, bias](const Variables& in) {
+                 return expert_matmul(in[0], in[1], none_or(in, 3, bias), in[2], plan,
+                                      {in_rows, out_rows, Activation::identity});
+               }});
         }
       }
     }
   }
   for (const Activation a : {Activation::relu, Activation::gelu, Activation::silu, Activation::tanh})
-    rows.push_back({"expert_matmul_" + std::string(name_of(a)), {{5, 4}, {6, 4, 3}, {6, 3}},
-                    [top, a](const Variables& in) {
-                      return expert_matmul(in[0], in[1], in[2], {}, top, {Rows::token, Rows::pair, a});
-                    }});
+    rows.push_back(
+        {"expert_matmul_" + std::string(name_of(a)), {{5, 4}, {6, 4, 3}, {6, 3}}, [top, a](const Variables& in) {
+           return expert_matmul(in[0], in[1], in[2], {}, top, {Rows::token, Rows::pair, a});
+         }});
   // The two products of a mixture-of-experts layer, with a true number of pairs below the maximum.
   for (const Activation a : {Activation::relu, Activation::gelu})
-    rows.push_back({"expert_matmul_two_layers_" + std::string(name_of(a)), {{5, 4}, {6, 4, 3}, {6, 3}, {6, 3, 4}, {5, 2, 3}},
-                    [masked, a](const Variables& in) {
-                      const Variable h = expert_matmul(in[0], in[1], in[2], {}, masked, {Rows::token, Rows::pair, a});
-                      return expert_matmul(h, in[3], {}, in[4], masked,
-                                           {Rows::pair, Rows::token, Activation::identity});
-                    }});
+    rows.push_back(
+        {"expert_matmul_two_layers_" + std::string(name_of(a)),
+         {{5, 4}, {6, 4, 3}, {6, 3}, {6, 3, 4}, {5, 2, 3}},
+         [masked, a](const Variables& in) {
+           const Variable h = expert_matmul(in[0], in[1], in[2], {}, masked, {Rows::token, Rows::pair, a});
+           return expert_matmul(h, in[3], {}, in[4], masked, {Rows::pair, Rows::token, Activation::identity});
+         }});
   rows.push_back({"expert_matmul_transposed_weight", {{5, 4}, {6, 3, 4}}, [top](const Variables& in) {
                     return expert_matmul(in[0], transpose(in[1], 1, 2), {}, {}, top,
                                          {Rows::token, Rows::row, Activation::identity});

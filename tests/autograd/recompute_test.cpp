@@ -2,8 +2,8 @@
 
 #include <gtest/gtest.h>
 
-#include "autograd/gradcheck.h"
 #include "autograd/grad_mode.h"
+#include "autograd/gradcheck.h"
 #include "autograd/ops/elementwise.h"
 #include "autograd/ops/matmul.h"
 #include "autograd/ops/reduce.h"
@@ -44,7 +44,10 @@ TEST(Recompute, equals_the_plain_pass_with_its_random_numbers) {
 TEST(Recompute, passes_gradcheck_with_several_inputs_and_outputs) {
   const auto f = [](const Variables& in) {
     const Variables out = recompute(
-        [](const Variables& v) { return Variables{v[0] * v[1], exp(v[0]), v[1]}; }, {in[0], in[1]});
+        [](const Variables& v) {
+          return Variables{v[0] * v[1], exp(v[0]), v[1]};
+        },
+        {in[0], in[1]});
     return out[0] * 2.0 + out[1] * out[0];  // out[2] is not used
   };
   const GradcheckResult result =

@@ -1,5 +1,3 @@
-#include "core/io/atomic_file.h"
-
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/resource.h>
@@ -9,6 +7,7 @@
 #include <string>
 
 #include "core/error.h"
+#include "core/io/atomic_file.h"
 #include "tests/support/temporary_folder.h"
 
 namespace switchyard {
@@ -121,7 +120,8 @@ TEST(AtomicFile, FullDiskKeepsTheOldFileAndRemovesTheTemporary) {
     } catch (const Error& error) {
       const std::string message = error.what();
       const bool named = message.find("cannot write ") != std::string::npos &&
-                         message.find("/out (") != std::string::npos && message.find(": File too large") != message.npos;
+                         message.find("/out (") != std::string::npos &&
+                         message.find(": File too large") != message.npos;
       ::_exit(named && folder.entries() == 1 ? 42 : 43);
     }
   });

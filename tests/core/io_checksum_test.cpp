@@ -1,10 +1,9 @@
-#include "core/io/checksum.h"
-
 #include <gtest/gtest.h>
 
 #include <random>
 #include <string>
 
+#include "core/io/checksum.h"
 #include "tests/support/temporary_folder.h"
 
 namespace switchyard {

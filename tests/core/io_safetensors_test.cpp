@@ -1,5 +1,3 @@
-#include "core/io/safetensors.h"
-
 #include <gtest/gtest.h>
 
 #include <cstring>
@@ -7,6 +5,7 @@
 #include <string>
 
 #include "core/io/checksum.h"
+#include "core/io/safetensors.h"
 #include "tests/support/temporary_folder.h"
 
 namespace switchyard {
@@ -121,8 +120,9 @@ TEST(Safetensors, UnalignedDataAreCopied) {
   const double value = 0.1;
   for (std::size_t padding = 0; padding < 8; ++padding) {
     std::string data(reinterpret_cast<const char*>(&value), sizeof value);
-    write_bytes(folder / "f", file_bytes(R"({"a":{"dtype":"F64","shape":[1],"data_offsets":[0,8]}})" +
-                                             std::string(padding, ' '), data));
+    write_bytes(
+        folder / "f",
+        file_bytes(R"({"a":{"dtype":"F64","shape":[1],"data_offsets":[0,8]}})" + std::string(padding, ' '), data));
     EXPECT_EQ(SafetensorsFile::open(folder / "f").load("a").item<double>(), 0.1);
   }
 }
@@ -246,9 +246,11 @@ std::vector<BadFile> bad_files() {
       {tensor_file(R"("dtype":"F32","shape":[2.0],"data_offsets":[0,8])", 8), "shape: expected whole numbers"},
       {tensor_file(R"("dtype":"F32","shape":[1e0],"data_offsets":[0,8])", 8), "shape: expected whole numbers"},
       {tensor_file(R"("dtype":"F32","shape":["2"],"data_offsets":[0,8])", 8), "shape: expected whole numbers, got a s"},
-      {tensor_file(R"("dtype":"F32","shape":[[2]],"data_offsets":[0,8])", 8), "shape: expected whole numbers, got an a"},
+      {tensor_file(R"("dtype":"F32","shape":[[2]],"data_offsets":[0,8])", 8),
+       "shape: expected whole numbers, got an a"},
       {tensor_file(R"("dtype":"F32","shape":[true],"data_offsets":[0,8])", 8), "expected whole numbers, got a boolean"},
-      {tensor_file(R"("dtype":"F32","shape":[3],"data_offsets":[0,8])", 8), "F32 [3] needs 12 bytes, data_offsets give 8"},
+      {tensor_file(R"("dtype":"F32","shape":[3],"data_offsets":[0,8])", 8),
+       "F32 [3] needs 12 bytes, data_offsets give 8"},
       {tensor_file(R"("dtype":"F32","shape":[],"data_offsets":[0,8])", 8), "F32 [] needs 4 bytes, data_offsets give 8"},
       {tensor_file(R"("dtype":"F32","shape":[0],"data_offsets":[0,8])", 8), "F32 [0] needs 0 bytes, data_offsets give"},
       {tensor_file(R"("dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,0])", 0), "overflows"},
@@ -256,7 +258,8 @@ std::vector<BadFile> bad_files() {
       {tensor_file(R"("dtype":"F32","shape":[0,4611686018427387904,4],"data_offsets":[0,0])", 0), "overflows"},
       {tensor_file(R"("dtype":"U8","shape":[9223372036854775807],"data_offsets":[0,0])", 0), "overflows"},
       {tensor_file(R"("dtype":"F32","shape":[9223372036854775808],"data_offsets":[0,0])", 0), "number too large"},
-      {tensor_file(R"("dtype":"F32","shape":[99999999999999999999],"data_offsets":[0,0])", 0), "whole numbers below 2^63"},
+      {tensor_file(R"("dtype":"F32","shape":[99999999999999999999],"data_offsets":[0,0])", 0),
+       "whole numbers below 2^63"},
       {tensor_file("\"dtype\":\"F32\",\"shape\":[1" + repeated(",1", 99) + "],\"data_offsets\":[0,4]", 4),
        "shape: more than 32 numbers"},
       // offsets
@@ -266,7 +269,8 @@ std::vector<BadFile> bad_files() {
       {tensor_file(R"("dtype":"F32","shape":[2],"data_offsets":{"0":8})", 8), "expected an array, got an object"},
       {tensor_file(R"("dtype":"F32","shape":[2],"data_offsets":[-8,0])", 8), "data_offsets: negative number -8"},
       {tensor_file(R"("dtype":"F32","shape":[2],"data_offsets":[8,0])", 8), "data_offsets [8, 0] run backwards"},
-      {tensor_file(R"("dtype":"F32","shape":[2],"data_offsets":[8,16])", 8), "data_offsets [8, 16] reach past the 8 bytes"},
+      {tensor_file(R"("dtype":"F32","shape":[2],"data_offsets":[8,16])", 8),
+       "data_offsets [8, 16] reach past the 8 bytes"},
       {tensor_file(R"("dtype":"F32","shape":[2],"data_offsets":[0,9223372036854775807])", 8), "reach past the 8 bytes"},
       {tensor_file(R"("dtype":"F32","shape":[1],"data_offsets":[4,8])", 8), "a hole of 4 bytes lies before its data"},
       {file_bytes(first + R"("b":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}})", std::string(12, '\0')),

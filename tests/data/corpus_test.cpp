@@ -42,7 +42,9 @@ TEST(Corpus, FolderIsWalkedInSortedOrder) {
   write_bytes(folder / "a/z.md", "z\n\n<|doc|>\ny");
   write_bytes(folder / "a/sub/c.h", "c");
   write_bytes(folder / "a/picture.png", std::string("\x89PNG\0\0", 6));
-  write_bytes(folder / "a/packed.xz", "\xFD" "7zXZ without zero bytes");
+  write_bytes(folder / "a/packed.xz",
+              "\xFD"
+              "7zXZ without zero bytes");
   write_bytes(folder / "a/empty.txt", "");
   write_bytes(folder / ".git/config", "hidden");
   write_bytes(folder / ".hidden", "hidden");
@@ -63,7 +65,9 @@ TEST(Corpus, FolderIsWalkedInSortedOrder) {
 TEST(Corpus, Errors) {
   TemporaryFolder folder;
   write_bytes(folder / "zero", std::string("a\0b", 3));
-  write_bytes(folder / "packed.xz", std::string("\xFD" "7zXZ\0", 6));
+  write_bytes(folder / "packed.xz", std::string("\xFD"
+                                                "7zXZ\0",
+                                                6));
   write_bytes(folder / "packed.gz", std::string("\x1F\x8B\x08\0", 4));
   write_bytes(folder / "empty", "\n");
   std::filesystem::create_directory(folder / "nothing");

@@ -122,8 +122,8 @@ TEST_F(LoaderTest, RanksReadDisjointRowsOfTheGlobalBatch) {
     Loader whole(tokens, {.batch = 6, .context = 8, .sampling = sampling, .seed = 9});
     std::vector<Loader> ranks;
     for (std::int64_t rank = 0; rank < 3; ++rank)
-      ranks.emplace_back(tokens, LoaderOptions{
-                                     .batch = 2, .context = 8, .sampling = sampling, .seed = 9, .rank = rank, .world = 3});
+      ranks.emplace_back(
+          tokens, LoaderOptions{.batch = 2, .context = 8, .sampling = sampling, .seed = 9, .rank = rank, .world = 3});
     for (int step = 0; step < 50; ++step) {
       const Batch batch = whole.next();
       for (std::int64_t rank = 0; rank < 3; ++rank) {
@@ -206,7 +206,8 @@ TEST_F(LoaderTest, ResumesExactlyFromAnyState) {
   std::mt19937 random(1);
   for (int trial = 0; trial < 30; ++trial) {
     LoaderOptions options{.batch = static_cast<std::int64_t>(random() % 4 + 1),
-                          .context = static_cast<std::int64_t>(random() % 20 + 1), .seed = random()};
+                          .context = static_cast<std::int64_t>(random() % 20 + 1),
+                          .seed = random()};
     options.seed = options.seed << 32 | random();  // large seeds survive JSON
     if (trial % 3 == 1) options.sampling = Sampling::contiguous_streams;
     if (trial % 3 == 2) options.respect_documents = true;
@@ -287,7 +288,8 @@ TEST_F(LoaderTest, StatesThatDoNotFit) {
     loader.restore(state);
   };
   EXPECT_ERROR(restored([](LoaderState& s) { s.context = 9; }), "cannot resume: context was 9 and is 8 now");
-  EXPECT_ERROR(restored([](LoaderState& s) { s.content = 1; }), "cannot resume: the checksum of the tokens was 1 and is");
+  EXPECT_ERROR(restored([](LoaderState& s) { s.content = 1; }),
+               "cannot resume: the checksum of the tokens was 1 and is");
   EXPECT_ERROR(restored([](LoaderState& s) { s.streams = 2; }), "the number of streams was 2 and is 0 now");
   EXPECT_ERROR(restored([](LoaderState& s) { s.respect_documents = true; }), "respect_documents was 1 and is 0 now");
   EXPECT_ERROR(restored([](LoaderState& s) { s.position = 12; }), "epoch 0, position 12 is outside the epoch's 12");
@@ -302,7 +304,8 @@ TEST_F(LoaderTest, StatesThatDoNotFit) {
   EXPECT_ERROR(loader_state_from_json(boost::json::parse("[]")), "loader state: expected a JSON object");
   EXPECT_ERROR(parsed("\"epoch\"", "\"epochs\""), "loader state: the key 'epoch' is missing");
   EXPECT_ERROR(parsed("\"epoch\":0", "\"epoch\":-1"), "loader state: epoch: expected a whole number in 0..");
-  EXPECT_ERROR(parsed("\"epoch\":0", "\"epoch\":\"1\""), "epoch: expected a whole number in 0..9223372036854775807, got");
+  EXPECT_ERROR(parsed("\"epoch\":0", "\"epoch\":\"1\""),
+               "epoch: expected a whole number in 0..9223372036854775807, got");
   EXPECT_ERROR(parsed("\"epoch\":0", "\"epoch\":1.5"), "epoch: expected a whole number");
   EXPECT_ERROR(parsed("\"epoch\":0", "\"epoch\":9223372036854775808"), "epoch: expected a whole number");
   EXPECT_ERROR(parsed("false", "0"), "respect_documents: expected true or false");

@@ -67,7 +67,8 @@ TEST(TokenFile, LargeVocabulariesTakeFourBytes) {
   TemporaryFolder folder;
   write_token_file(folder / "t", Corpus::from_text("t", "a\xC8"), std::make_shared<WideTokenizer>());
   const WideTokenizer wide;
-  EXPECT_EQ(all_ids(TokenFile::open(folder / "t", &wide)), (std::vector<std::int64_t>{100'097, 1, 2, 100'200, 1, 2, 0}));
+  EXPECT_EQ(all_ids(TokenFile::open(folder / "t", &wide)),
+            (std::vector<std::int64_t>{100'097, 1, 2, 100'200, 1, 2, 0}));
   EXPECT_EQ(all_ids(TokenFile::open(folder / "t")).size(), 7u);
 }
 
@@ -170,7 +171,8 @@ TEST(TokenFile, DamagedFilesAreNamedAndRefused) {
       {patched(good, 36, std::uint32_t{256}), "separator 256 is not in the vocabulary of 256"},
       {patched(good, 36, std::uint32_t{1}), "document 0 does not end with the separator 1"},
       {patched(good, 111, 'x'), "the tokenizer's name is not terminated"},
-      {patched(good, 40, std::uint64_t{5}), "made with the tokenizer 'bytes' (vocabulary 256, fingerprint 5), not with"},
+      {patched(good, 40, std::uint64_t{5}),
+       "made with the tokenizer 'bytes' (vocabulary 256, fingerprint 5), not with"},
       {patched(good, 192, 'x'), "the content is damaged"},
       {patched(good, 192 + 20, 'x'), "the content is damaged"},
       {patched(good, kDocuments, std::uint64_t{1}), "the content is damaged"},

@@ -41,7 +41,8 @@ TEST(Tokenizer, UnknownNames) {
 
 /// Sentences over made-up words, with the repetition that a tokenizer needs to learn anything.
 std::string made_up_text(std::size_t lines) {
-  const char* syllables[] = {"switch", "yard", "ex", "pert", "ro", "uter", "to", "ken", "the", "caf\xC3\xA9", "se", "lects"};
+  const char* syllables[] = {"switch", "yard", "ex",  "pert",        "ro", "uter",
+                             "to",     "ken",  "the", "caf\xC3\xA9", "se", "lects"};
   std::mt19937 random(11);
   std::string text;
   for (std::size_t line = 0; line < lines; ++line) {
@@ -69,8 +70,13 @@ TEST(SentencePiece, TrainsEncodesAndRoundTrips) {
     const auto tokenizer = make_tokenizer(model.string());
     EXPECT_EQ(tokenizer->vocabulary_size(), 300);
     EXPECT_EQ(tokenizer->name(), "sentencepiece");
-    const std::string samples[] = {"the router selects the gate", "  two  spaces ", "line\nbreak\n\n\ttab",
-                                   "caf\xC3\xA9 \xE2\x82\xAC \xF0\x9F\x9A\x82", "", "\n", made_up_text(50)};
+    const std::string samples[] = {"the router selects the gate",
+                                   "  two  spaces ",
+                                   "line\nbreak\n\n\ttab",
+                                   "caf\xC3\xA9 \xE2\x82\xAC \xF0\x9F\x9A\x82",
+                                   "",
+                                   "\n",
+                                   made_up_text(50)};
     for (const std::string& sample : samples) {
       const auto ids = tokenizer->encode(sample);
       EXPECT_EQ(tokenizer->decode(ids), sample) << type;

@@ -77,8 +77,8 @@ void rotate(std::vector<double>& row, std::int64_t position, const PositionOptio
 }
 
 double sinusoid(std::int64_t n, std::int64_t channel) {
-  const double angle = static_cast<double>(n) *
-                       std::pow(10000.0, -2.0 * static_cast<double>(channel / 2) / static_cast<double>(kWidth));
+  const double angle =
+      static_cast<double>(n) * std::pow(10000.0, -2.0 * static_cast<double>(channel / 2) / static_cast<double>(kWidth));
   return channel % 2 == 0 ? std::sin(angle) : std::cos(angle);
 }
 
@@ -180,14 +180,15 @@ TEST(MultiHeadAttention, passes_gradcheck) {
       AttentionArguments arguments;
       arguments.key_padding = Tensor::zeros({2, 5}, DType::boolean);
       arguments.key_padding.slice(0, 1, 2).slice(1, 2, 3).fill(1);
-      expect_gradients(*layer, {Variable(random_tensor({2, 3, kWidth}, 1), true),
-                                Variable(random_tensor({2, 5, kWidth}, 2), true),
-                                Variable(random_tensor({2, 5, kWidth}, 3), true)},
-                       [&](const Variables& in) {
-                         arguments.key_source = in[1];
-                         arguments.value_source = in[2];
-                         return layer->forward(in[0], arguments).output;
-                       });
+      expect_gradients(
+          *layer,
+          {Variable(random_tensor({2, 3, kWidth}, 1), true), Variable(random_tensor({2, 5, kWidth}, 2), true),
+           Variable(random_tensor({2, 5, kWidth}, 3), true)},
+          [&](const Variables& in) {
+            arguments.key_source = in[1];
+            arguments.value_source = in[2];
+            return layer->forward(in[0], arguments).output;
+          });
     }
   }
 }
@@ -200,8 +201,8 @@ TEST(MultiHeadAttention, decoding_gives_the_rows_of_the_full_pass) {
       NoGradGuard no_grad;
       const Tensor x = random_tensor({2, 9, kWidth}, 1, dtype);
       const Tensor full = layer->forward(Variable(x)).output.data();
-      for (const std::vector<std::int64_t>& chunks : std::vector<std::vector<std::int64_t>>{
-               {9}, {1, 1, 1, 1, 1, 1, 1, 1, 1}, {4, 1, 1, 3}, {1, 8}}) {
+      for (const std::vector<std::int64_t>& chunks :
+           std::vector<std::vector<std::int64_t>>{{9}, {1, 1, 1, 1, 1, 1, 1, 1, 1}, {4, 1, 1, 3}, {1, 8}}) {
         KeyValueCache cache;
         std::vector<Tensor> parts;
         std::int64_t at = 0;

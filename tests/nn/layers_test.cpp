@@ -103,8 +103,7 @@ double activation_of(ops::Activation a, double x) {
   switch (a) {
     case ops::Activation::relu: return std::max(x, 0.0);
     case ops::Activation::gelu: return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0)));
-    case ops::Activation::gelu_tanh:
-      return 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
+    case ops::Activation::gelu_tanh: return 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
     case ops::Activation::silu: return x / (1 + std::exp(-x));
     default: return x;
   }
@@ -146,8 +145,7 @@ TEST(FeedForward, equals_the_formula_in_all_forms) {
         const LayerOutput out = layer.forward(Variable(x));
         EXPECT_CLOSE(out.output.data(), naive_linear(hidden, p.at("down.weight"), p["down.bias"]), 1e-13);
         EXPECT_FALSE(out.regularizer.defined());
-        expect_gradients(layer, {input({2, 2, 4})},
-                         [&](const Variables& in) { return layer.forward(in[0]).output; });
+        expect_gradients(layer, {input({2, 2, 4})}, [&](const Variables& in) { return layer.forward(in[0]).output; });
       }
     }
   }

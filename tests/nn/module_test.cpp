@@ -20,9 +20,9 @@ class Leaf : public Module {
     register_buffer("running", running);
     register_buffer("count", count);
   }
+  using Module::register_buffer;
   using Module::register_module;
   using Module::register_parameter;
-  using Module::register_buffer;
   Variable weight, bias;
   Tensor running, count;
 };

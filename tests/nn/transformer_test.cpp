@@ -100,14 +100,14 @@ TEST(LanguageModel, names_its_parameters) {
   }
   std::sort(names.begin(), names.end());
   std::sort(exempt.begin(), exempt.end());
-  EXPECT_EQ(names, (std::vector<std::string>{
-                       "embedding.weight", "final_norm.bias", "final_norm.weight", "layers.0.attention.key.weight",
-                       "layers.0.attention.output.weight", "layers.0.attention.position.projection.weight",
-                       "layers.0.attention.query.weight", "layers.0.attention.value.weight",
-                       "layers.0.attention_norm.bias", "layers.0.attention_norm.weight",
-                       "layers.0.feed_forward.down.weight", "layers.0.feed_forward.up.weight",
-                       "layers.0.feed_forward_norm.bias", "layers.0.feed_forward_norm.weight", "output.bias",
-                       "output.weight"}));
+  EXPECT_EQ(
+      names,
+      (std::vector<std::string>{
+          "embedding.weight", "final_norm.bias", "final_norm.weight", "layers.0.attention.key.weight",
+          "layers.0.attention.output.weight", "layers.0.attention.position.projection.weight",
+          "layers.0.attention.query.weight", "layers.0.attention.value.weight", "layers.0.attention_norm.bias",
+          "layers.0.attention_norm.weight", "layers.0.feed_forward.down.weight", "layers.0.feed_forward.up.weight",
+          "layers.0.feed_forward_norm.bias", "layers.0.feed_forward_norm.weight", "output.bias", "output.weight"}));
   EXPECT_EQ(exempt, (std::vector<std::string>{"final_norm.bias", "final_norm.weight", "layers.0.attention_norm.bias",
                                               "layers.0.attention_norm.weight", "layers.0.feed_forward_norm.bias",
                                               "layers.0.feed_forward_norm.weight", "output.bias"}));
@@ -225,8 +225,8 @@ TEST(LanguageModel, segment_memory_keeps_the_last_tokens_only) {
   model->logits(text.slice(1, 3, 6), &memory);
   ASSERT_EQ(memory.inputs[0].size(1), 4);
   // One layer deep, the memory is as good as the tokens 2 .. 5 themselves.
-  EXPECT_CLOSE(model->logits(text.slice(1, 6, 9), &memory).data(), model->logits(text.slice(1, 2, 9)).data().slice(1, 4, 7),
-               1e-12);
+  EXPECT_CLOSE(model->logits(text.slice(1, 6, 9), &memory).data(),
+               model->logits(text.slice(1, 2, 9)).data().slice(1, 4, 7), 1e-12);
   model->logits(text, &memory);  // longer than the memory
   EXPECT_EQ(memory.inputs[0].size(1), 4);
   EXPECT_LE(memory.inputs[0].storage()->bytes(), 4 * 8 * sizeof(double)) << "nothing else is kept alive";
@@ -262,7 +262,8 @@ TEST(LanguageModel, gradients_with_a_memory_pass_gradcheck) {
   const auto model = make(shape);
   SegmentMemory past;
   past.length = 3;
-  for (std::int64_t i = 0; i < 2; ++i) past.inputs.push_back(random_tensor({2, 3, 8}, 20 + static_cast<std::uint64_t>(i)));
+  for (std::int64_t i = 0; i < 2; ++i)
+    past.inputs.push_back(random_tensor({2, 3, 8}, 20 + static_cast<std::uint64_t>(i)));
   const Tensor x = tokens({2, 4}, 1), y = tokens({2, 4}, 2);
   expect_gradients(*model, {}, [&](const Variables&) {
     SegmentMemory memory = past;
@@ -339,7 +340,8 @@ TEST(LanguageModel, anomaly_mode_names_the_layer) {
 
 TEST(LanguageModel, says_what_is_wrong) {
   const auto model = make({});
-  EXPECT_ERROR(model->logits(Tensor::zeros({2, 3})), "LanguageModel: expected tokens i64 [batch, tokens], got f32 [2, 3]");
+  EXPECT_ERROR(model->logits(Tensor::zeros({2, 3})),
+               "LanguageModel: expected tokens i64 [batch, tokens], got f32 [2, 3]");
   EXPECT_ERROR(model->logits(Tensor::zeros({3}, DType::i64)), "expected tokens i64 [batch, tokens], got i64 [3]");
   EXPECT_ERROR(model->logits(Tensor()), "expected tokens i64 [batch, tokens], got none");
   EXPECT_ERROR(model->loss(tokens({2, 3}), tokens({2, 4})), "LanguageModel: targets [2, 4] for tokens [2, 3]");

@@ -81,8 +81,8 @@ TEST(AdamW, equals_the_formula) {
         optimizer.set_learning_rate(rate_at(step));
         optimizer.step(clip.factor);
         for (std::size_t i = 0; i < 2; ++i)
-          EXPECT_CLOSE(parameters[i].variable.data(),
-                       Tensor::from(naive[i].value, parameters[i].variable.shape()), tolerance_of(dtype));
+          EXPECT_CLOSE(parameters[i].variable.data(), Tensor::from(naive[i].value, parameters[i].variable.shape()),
+                       tolerance_of(dtype));
       }
     }
   }
@@ -103,7 +103,8 @@ TEST(Sgd, equals_the_formula) {
       optimizer.set_learning_rate(rate_at(step));
       optimizer.step(Tensor::full({1}, 0.5, DType::f64));
       for (std::size_t i = 0; i < 2; ++i)
-        EXPECT_CLOSE(parameters[i].variable.data(), Tensor::from(naive[i].value, parameters[i].variable.shape()), 1e-13);
+        EXPECT_CLOSE(parameters[i].variable.data(), Tensor::from(naive[i].value, parameters[i].variable.shape()),
+                     1e-13);
     }
   }
 }
@@ -154,8 +155,7 @@ TEST(Optimizer, continues_exactly_from_its_state) {
       targets[i].second.copy_from(saved[i].second);
     }
     run_steps(second, resumed, 3, 6);
-    for (std::size_t i = 0; i < 2; ++i)
-      EXPECT_CLOSE(second[i].variable.data(), straight[i].variable.data(), 0.0);
+    for (std::size_t i = 0; i < 2; ++i) EXPECT_CLOSE(second[i].variable.data(), straight[i].variable.data(), 0.0);
   }
 }
 
