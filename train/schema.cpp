@@ -209,27 +209,29 @@ void Schema::text_list(std::string_view key, std::vector<std::string>& target, s
       [&target] { return json::value(json::array(target.begin(), target.end())); });
 }
 
-void Schema::add_choice(std::string_view key, std::vector<std::string_view> names, std::function<void(std::size_t)> set,
-                        std::function<std::size_t()> get, std::string meaning) {
+void Schema::add_choice(std::string_view key, const std::vector<std::string_view>& names,
+                        std::function<void(std::size_t)> set, std::function<std::size_t()> get, std::string meaning) {
   add(
       key, "string", alternatives(names), std::move(meaning),
-      [names, set](const std::string& path, const json::value& v) { set(read_choice(path, v, names)); },
-      [names, get] { return json::value(names.at(get())); });
+      [names, set = std::move(set)](const std::string& path, const json::value& v) {
+        set(read_choice(path, v, names));
+      },
+      [names, get = std::move(get)] { return json::value(names.at(get())); });
 }
 
-void Schema::add_choice_list(std::string_view key, std::vector<std::string_view> names,
+void Schema::add_choice_list(std::string_view key, const std::vector<std::string_view>& names,
                              std::function<void(const std::vector<std::size_t>&)> set,
                              std::function<std::vector<std::size_t>()> get, std::string meaning) {
   add(
       key, "list of strings", alternatives(names) + " each", std::move(meaning),
-      [names, set](const std::string& path, const json::value& v) {
+      [names, set = std::move(set)](const std::string& path, const json::value& v) {
         if (!v.is_array()) wrong_type(path, v, "a list of " + alternatives(names));
         std::vector<std::size_t> indices;
         for (std::size_t i = 0; i < v.get_array().size(); ++i)
           indices.push_back(read_choice(path + '[' + std::to_string(i) + ']', v.get_array()[i], names));
         set(indices);
       },
-      [names, get] {
+      [names, get = std::move(get)] {
         json::array list;
         for (const std::size_t i : get()) list.emplace_back(names[i]);
         return json::value(list);

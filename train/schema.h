@@ -63,9 +63,9 @@ class Schema {
 
   template <class Read, class Write>
   void add(std::string_view key, std::string type, std::string allowed, std::string meaning, Read read, Write write);
-  void add_choice(std::string_view key, std::vector<std::string_view> names, std::function<void(std::size_t)> set,
-                  std::function<std::size_t()> get, std::string meaning);
-  void add_choice_list(std::string_view key, std::vector<std::string_view> names,
+  void add_choice(std::string_view key, const std::vector<std::string_view>& names,
+                  std::function<void(std::size_t)> set, std::function<std::size_t()> get, std::string meaning);
+  void add_choice_list(std::string_view key, const std::vector<std::string_view>& names,
                        std::function<void(const std::vector<std::size_t>&)> set,
                        std::function<std::vector<std::size_t>()> get, std::string meaning);
   const Section* find_section(std::string_view path) const;

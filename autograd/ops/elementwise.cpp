@@ -6,7 +6,6 @@
 
 namespace switchyard {
 
-using ops::Binary;
 using ops::Unary;
 
 // dx = dy op'(x). Saves x; for relu the output, which the caller keeps anyway, serves as well.
