@@ -6,6 +6,7 @@ file(GLOB_RECURSE cuda_host_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/cuda
 set(cuda_stub ${PROJECT_SOURCE_DIR}/cuda/stub.cpp)
 list(REMOVE_ITEM cuda_host_sources ${cuda_stub})
 
+set(SWITCHYARD_CUDA_ARCHITECTURES "80;90a" CACHE STRING "GPU architectures to build for; 90a is Hopper with all it has")
 set(build_cuda OFF)
 if(NOT SWITCHYARD_CUDA)
   switchyard_report(OUT "CUDA" "switched off, the cuda preset builds it (make cuda)")
@@ -33,13 +34,20 @@ if(build_cuda)
   find_package(CUDAToolkit REQUIRED)
   target_sources(switchyard_core PRIVATE ${cuda_kernels} ${cuda_host_sources})
   set_target_properties(switchyard_core PROPERTIES CUDA_ARCHITECTURES OFF)
-  target_compile_options(
-    switchyard_core
-    PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--generate-code=arch=compute_80,code=sm_80
-            --generate-code=arch=compute_90a,code=sm_90a --expt-relaxed-constexpr>)
+  target_compile_options(switchyard_core PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr>)
+  foreach(architecture IN LISTS SWITCHYARD_CUDA_ARCHITECTURES)
+    # Code for 80 also goes in as PTX, which the driver compiles for any newer GPU; code for 90a runs on Hopper only.
+    set(code sm_${architecture})
+    if(architecture MATCHES "^[0-9]+$")
+      set(code "[sm_${architecture},compute_${architecture}]")
+    endif()
+    target_compile_options(
+      switchyard_core
+      PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:--generate-code=arch=compute_${architecture},code=${code}>")
+  endforeach()
   target_link_libraries(switchyard_core PUBLIC CUDA::cudart CUDA::cublas CUDA::cublasLt)
   set(SWITCHYARD_CUDA_BUILT ON)
-  switchyard_report(IN "CUDA" "${CUDAToolkit_VERSION}, for sm_80 and sm_90a")
+  switchyard_report(IN "CUDA" "${CUDAToolkit_VERSION}, for ${SWITCHYARD_CUDA_ARCHITECTURES}")
 elseif(EXISTS ${cuda_stub})
   target_sources(switchyard_core PRIVATE ${cuda_stub})
 endif()
