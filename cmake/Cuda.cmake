@@ -40,6 +40,8 @@ if(build_cuda)
     set(code sm_${architecture})
     if(architecture MATCHES "^[0-9]+$")
       set(code "[sm_${architecture},compute_${architecture}]")
+    elseif(architecture STREQUAL "90a")
+      target_compile_definitions(switchyard_core PRIVATE SWITCHYARD_HOPPER)
     endif()
     target_compile_options(
       switchyard_core

@@ -22,6 +22,11 @@ std::unique_ptr<Context> make_context(int index) {
              "cudaDeviceGetAttribute");
   check_cuda(cudaDeviceGetAttribute(&value, cudaDevAttrMaxSharedMemoryPerBlockOptin, index), "cudaDeviceGetAttribute");
   made->shared_memory_per_block = static_cast<std::size_t>(value);
+#ifdef SWITCHYARD_HOPPER
+  int major = 0;
+  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index), "cudaDeviceGetAttribute");
+  made->hopper = major == 9;
+#endif
   return made;
 }
 
