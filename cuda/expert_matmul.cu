@@ -278,7 +278,7 @@ void expert_matmul_weight_backward(const Tensor& dy, const Tensor& x, const Tens
                                                pointer<T>(dweight)};
     if (dweight.numel() > 0) {
       if constexpr (std::is_same_v<T, bfloat16>) {
-        launch_weight_gradient(gradient, experts, plan.max_pairs(), dweight.device());
+        launch_weight_gradient(gradient, experts, dweight.device());
       } else {
         weight_gradient<<<dim3(blocks_for(gradient.outer, kTile), blocks_for(gradient.inner, kTile), experts), 256, 0,
                           stream>>>(gradient);

@@ -104,8 +104,7 @@ struct WeightGradient {
 
 // Tensor-core versions for bf16, in expert_matmul_bf16.cu.
 void launch_pair_product(const PairProduct<__nv_bfloat16>& product, std::int64_t tiles, cudaStream_t stream);
-void launch_weight_gradient(const WeightGradient<__nv_bfloat16>& gradient, int experts, std::int64_t max_pairs,
-                            Device device);
+void launch_weight_gradient(const WeightGradient<__nv_bfloat16>& gradient, int experts, Device device);
 /// Pairs a block of launch_pair_product works on.
 constexpr int kTensorCoreRows = 128;
 

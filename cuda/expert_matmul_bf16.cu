@@ -8,15 +8,14 @@
 // Lines are padded by 16 bytes, so that eight of them fall into different banks.
 
 #include "cuda/device/mma.cuh"
-#include "cuda/expert_matmul.cuh"
-#include "cuda/reduce.cuh"
+#include "cuda/expert_weight_gradient.cuh"
 
 namespace switchyard::cuda {
 namespace {
 
 using Bf16 = __nv_bfloat16;
 
-constexpr int kSide = kTensorCoreRows, kDepth = 64, kBlockThreads = 256, kStages = 3;
+constexpr int kSide = kTensorCoreRows, kDepth = kStepPairs, kBlockThreads = 256, kStages = 3;
 constexpr int kVector = 8;  // bf16 values in 16 bytes
 constexpr int kVectorsPerThread = kSide * kDepth / kVector / kBlockThreads;
 
@@ -207,17 +206,12 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
   store_tile(shared, p.y + static_cast<std::int64_t>(where.first) * p.outer, where.count, first_column, p.outer);
 }
 
-/// With `partial` [parts, experts, inner, outer] the pairs of an expert are shared out among several blocks, and each
-/// leaves its sums there.
-__global__ void __launch_bounds__(kBlockThreads, 2)
-    weight_gradient(WeightGradient<Bf16> g, int experts, int parts, float* partial, bool wide_x, bool wide_dy) {
+/// A tile of dweight: the sum over one part's pairs.
+__device__ inline void add_part(const WeightGradient<Bf16>& g, const WorkDivision& work, int tile, const Part& part,
+                                bool wide_x, bool wide_dy) {
   extern __shared__ __align__(16) Bf16 shared[];
   __shared__ __align__(16) Bf16 gates[kStages][kDepth];
-  const int expert = blockIdx.z % experts, part = blockIdx.z / experts;
-  const int first_row = blockIdx.y * kSide, first_column = blockIdx.x * kSide;
-  const int all = g.offsets[expert + 1] - g.offsets[expert];
-  const int share = ((all + parts - 1) / parts + kDepth - 1) / kDepth * kDepth;
-  const int begin = g.offsets[expert] + part * share, count = max(0, min(share, all - part * share));
+  const int first_row = tile / work.tiles_across() * kSide, first_column = tile % work.tiles_across() * kSide;
   using Wide = Tile<Form::wide>;
   WarpSums<Form::wide, Form::wide> sums;
   // The rows of a step are looked up a step before its copies start, so that the copies need not wait for them.
@@ -227,16 +221,17 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
 #pragma unroll
     for (int n = 0; n < kVectorsPerThread; ++n) {
       const int k = step * kDepth + Wide::line(n);
-      x_row[n] = k < count ? g.x_rows.row(begin + k) : -1;
-      dy_row[n] = k < count ? g.dy_rows.row(begin + k) : -1;
+      x_row[n] = k < part.pairs ? g.x_rows.row(part.first_pair + k) : -1;
+      dy_row[n] = k < part.pairs ? g.dy_rows.row(part.first_pair + k) : -1;
     }
     const int k = step * kDepth + threadIdx.x;
     if (g.gates && threadIdx.x < kDepth)
-      gate = k < count ? g.gates[g.x_rows.pair_to_choice[begin + k]] : __float2bfloat16_rn(0.0f);
+      gate = k < part.pairs ? g.gates[g.x_rows.pair_to_choice[part.first_pair + k]] : __float2bfloat16_rn(0.0f);
   };
   look_up(0);
+  __syncthreads();  // shared memory is free: all have finished the part before
   pipeline<Form::wide, Form::wide>(
-      shared, (count + kDepth - 1) / kDepth,
+      shared, part.steps,
       [&](int step, Bf16* left, Bf16* right) {
 #pragma unroll
         for (int n = 0; n < kVectorsPerThread; ++n) {
@@ -252,13 +247,9 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
       [&](int step, const Bf16* left, const Bf16* right) {
         sums.multiply(left, right, g.gates ? gates[step % kStages] : nullptr);
       });
-  if (partial) {
-    partial += ((static_cast<std::int64_t>(part) * experts + expert) * g.inner + first_row) * g.outer + first_column;
+  if (part.partial) {
     sums.for_each_pair([&](int row, int column, float first, float second) {
-      if (first_row + row >= g.inner) return;
-      float* to = partial + static_cast<std::int64_t>(row) * g.outer + column;
-      if (first_column + column < g.outer) to[0] = first;
-      if (first_column + column + 1 < g.outer) to[1] = second;
+      *reinterpret_cast<float2*>(part.partial + row * kSide + column) = {first, second};
     });
     return;
   }
@@ -268,8 +259,16 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
     *reinterpret_cast<__nv_bfloat162*>(shared + row * kResultPitch + column) = __floats2bfloat162_rn(first, second);
   });
   __syncthreads();
-  store_tile(shared, g.dweight + (static_cast<std::int64_t>(expert) * g.inner + first_row) * g.outer,
+  store_tile(shared, g.dweight + (static_cast<std::int64_t>(part.expert) * g.inner + first_row) * g.outer,
              min(kSide, g.inner - first_row), first_column, g.outer);
+}
+
+/// The tiles and the parts that WorkDivision gives to this block.
+__global__ void __launch_bounds__(kBlockThreads, 2)
+    weight_gradient(WeightGradient<Bf16> g, WorkDivision work, bool wide_x, bool wide_dy) {
+  for (int tile = blockIdx.x % work.lanes; tile < work.tiles(); tile += work.lanes)
+    for_each_part(work, blockIdx.x / work.lanes, tile,
+                  [&](const Part& part) { add_part(g, work, tile, part, wide_x, wide_dy); });
 }
 
 bool is_wide(const void* base, std::int64_t row_elements, std::int64_t width) {
@@ -298,25 +297,16 @@ void launch_pair_product(const PairProduct<Bf16>& p, std::int64_t tiles, cudaStr
   check_launch("expert_matmul");
 }
 
-void launch_weight_gradient(const WeightGradient<Bf16>& g, int experts, std::int64_t max_pairs, Device device) {
+void launch_weight_gradient(const WeightGradient<Bf16>& g, int experts, Device device) {
   const Context& ctx = context(device);
-  const unsigned columns = blocks_for(g.outer, kSide), rows = blocks_for(g.inner, kSide);
-  // Few experts with many pairs each make few blocks: share the pairs out until two blocks a multiprocessor are busy.
-  const std::int64_t blocks = static_cast<std::int64_t>(columns) * rows * experts;
-  const std::int64_t most = std::clamp<std::int64_t>(max_pairs / experts / (8 * kDepth), 1, 16);
-  const int parts = static_cast<int>(std::clamp<std::int64_t>(2 * ctx.multiprocessors / blocks, 1, most));
-  const std::int64_t size = static_cast<std::int64_t>(experts) * g.inner * g.outer;
-  const Tensor partial = parts > 1 ? Tensor::empty({parts, size}, DType::f32, device) : Tensor{};
+  Tensor partial;
+  const WorkDivision work = divide_work(g, experts, kSide, kSide, 2 * ctx.multiprocessors, device, partial);
   constexpr std::size_t kBytes = kStages * kStageElements<Form::wide, Form::wide> * sizeof(Bf16);
   allow_shared_memory(weight_gradient, kBytes);
-  const dim3 grid(columns, rows, static_cast<unsigned>(experts * parts));
-  weight_gradient<<<grid, kBlockThreads, kBytes, ctx.stream>>>(
-      g, experts, parts, pointer<float>(partial), is_wide(g.x, g.inner, g.inner), is_wide(g.dy, g.outer, g.outer));
+  weight_gradient<<<blocks_for(work.groups * work.lanes, 1), kBlockThreads, kBytes, ctx.stream>>>(
+      g, work, is_wide(g.x, g.inner, g.inner), is_wide(g.dy, g.outer, g.outer));
   check_launch("expert_matmul_weight_backward");
-  if (parts == 1) return;
-  sum_partials<<<blocks_for(size, kThreads), kThreads, 0, ctx.stream>>>(pointer<float>(partial), std::int64_t{parts},
-                                                                        size, g.dweight);
-  check_launch("expert_matmul_weight_backward: sum of parts");
+  sum_parts(work, g.dweight, ctx.stream);
 }
 
 }  // namespace switchyard::cuda
