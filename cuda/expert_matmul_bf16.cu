@@ -298,6 +298,7 @@ void launch_pair_product(const PairProduct<Bf16>& p, std::int64_t tiles, cudaStr
 }
 
 void launch_weight_gradient(const WeightGradient<Bf16>& g, int experts, Device device) {
+  if (launch_weight_gradient_hopper(g, experts, device)) return;
   const Context& ctx = context(device);
   Tensor partial;
   const WorkDivision work = divide_work(g, experts, kSide, kSide, 2 * ctx.multiprocessors, device, partial);

@@ -96,4 +96,8 @@ WorkDivision divide_work(const WeightGradient<__nv_bfloat16>& gradient, int expe
 /// Adds up the parts of the experts that are in several shares. Goes after the kernel that left them.
 void sum_parts(const WorkDivision& work, __nv_bfloat16* dweight, cudaStream_t stream);
 
+/// Computes the gradient on Hopper's tensor cores; does nothing and returns false where the GPU or the alignment of
+/// rows (8 bytes) rules that out.
+bool launch_weight_gradient_hopper(const WeightGradient<__nv_bfloat16>& gradient, int experts, Device device);
+
 }  // namespace switchyard::cuda

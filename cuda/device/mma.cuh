@@ -22,6 +22,14 @@ __device__ inline void load_blocks(std::uint32_t (&out)[4], const __nv_bfloat16*
                  : "r"(address));
 }
 
+/// Transposes an 8 x 8 block of bf16 that a warp holds: lane (g, t) gives elements (g, 2t) and (g, 2t + 1) and gets
+/// (2t, g) and (2t + 1, g).
+__device__ inline std::uint32_t transpose_block(std::uint32_t values) {
+  std::uint32_t result;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(values));
+  return result;
+}
+
 /// sums += a b on a tensor core: a 16 x 16, b 16 x 8. Lane (g, t) holds sums (g, 2t), (g, 2t + 1), (g + 8, 2t),
 /// (g + 8, 2t + 1).
 __device__ inline void multiply_blocks(float (&sums)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
@@ -44,6 +52,13 @@ __device__ inline std::uint32_t pack_bf16(float first, float second) {
 __device__ inline void copy_async(void* to, const void* from, bool valid) {
   const auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(to));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(valid ? 16 : 0));
+}
+/// The same for 16 or 8 bytes, to an address in shared memory as shared_address() gives it.
+template <int kBytes>
+__device__ inline void copy_async_to(std::uint32_t to, const void* from, bool valid) {
+  if constexpr (kBytes == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0));
+  else asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from), "r"(valid ? 8 : 0));
 }
 /// Ends a group of copies; groups complete in order.
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;"); }
