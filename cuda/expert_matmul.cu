@@ -9,6 +9,7 @@
 #include "core/kernels/expert_matmul.h"
 #include "cuda/device/reduce.cuh"
 #include "cuda/expert_matmul.cuh"
+#include "cuda/expert_matmul_dense.h"
 
 namespace switchyard::cuda {
 namespace {
@@ -242,6 +243,7 @@ void input_backward(const Tensor& dy, const Tensor& x, const Tensor& weight, con
 
 void expert_matmul(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& gates,
                    const ops::RoutingPlan& plan, const ops::ExpertMatmulOptions& options, const Tensor& y) {
+  if (dense_product_pays(bias, plan, options)) return dense_expert_matmul(x, weight, gates, plan, options, y);
   dispatch_floating(x.dtype(), "expert_matmul", [&](auto tag) {
     using T = typename decltype(tag)::type;
     if (options.output == Rows::pair)
@@ -255,6 +257,8 @@ void expert_matmul(const Tensor& x, const Tensor& weight, const Tensor& bias, co
 void expert_matmul_input_backward(const Tensor& dy, const Tensor& x, const Tensor& weight, const Tensor& bias,
                                   const Tensor& gates, const ops::RoutingPlan& plan,
                                   const ops::ExpertMatmulOptions& options, const Tensor& dx, const Tensor& dgates) {
+  if (dense_product_pays(bias, plan, options))
+    return dense_expert_matmul_input_backward(dy, x, weight, gates, plan, options, dx, dgates);
   dispatch_floating(x.dtype(), "expert_matmul_input_backward", [&](auto tag) {
     input_backward<typename decltype(tag)::type>(dy, x, weight, bias, gates, plan, options, dx, dgates);
   });
@@ -263,6 +267,8 @@ void expert_matmul_input_backward(const Tensor& dy, const Tensor& x, const Tenso
 void expert_matmul_weight_backward(const Tensor& dy, const Tensor& x, const Tensor& gates, const ops::RoutingPlan& plan,
                                    const ops::ExpertMatmulOptions& options, const Tensor& dweight,
                                    const Tensor& dbias) {
+  if (dense_product_pays(dbias, plan, options))
+    return dense_expert_matmul_weight_backward(dy, x, gates, plan, options, dweight);
   const int experts = static_cast<int>(plan.experts);
   const cudaStream_t stream = stream_of(dweight);
   dispatch_floating(x.dtype(), "expert_matmul_weight_backward", [&](auto tag) {

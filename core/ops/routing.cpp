@@ -65,8 +65,9 @@ RoutingPlan routing_plan(const Tensor& indices, std::int64_t experts_per_slot) {
         indices.defined() ? name_of(indices.dtype()) : "an undefined tensor");
   check(experts_per_slot >= 1, "routing_plan: experts_per_slot = ", experts_per_slot, ", expected at least 1");
   const RowShape rows = row_shape("routing_plan", "indices", indices);
-  const RoutingPlan plan = empty_plan("routing_plan", rows, experts_per_slot, indices.device());
-  const Tensor flat = indices.contiguous().view({plan.rows(), plan.choices});
+  RoutingPlan plan = empty_plan("routing_plan", rows, experts_per_slot, indices.device());
+  plan.choice_to_expert = indices.reshape({plan.max_pairs()});
+  const Tensor flat = plan.choice_to_expert.view({plan.rows(), plan.choices});
   SWITCHYARD_DISPATCH(indices.device(), build_routing_plan, flat, Tensor{}, plan);
   return plan;
 }

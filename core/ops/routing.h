@@ -19,6 +19,7 @@ struct RoutingPlan {
   Tensor expert_offsets;     ///< i32 [experts + 1]: the pairs of expert e are expert_offsets[e] .. [e + 1] - 1
   Tensor pair_to_choice;     ///< i32 [max_pairs()]: only the first expert_offsets[experts] entries are meaningful
   Tensor choice_to_pair;     ///< i32 [max_pairs()]: -1 for a choice not taken
+  Tensor choice_to_expert;   ///< i32 [max_pairs()]: 0..E-1, an expert of the row's slot; undefined for a mask
 
   std::int64_t rows() const { return tokens * slots; }
   /// Upper bound of the number of pairs, known to the host; the true number is expert_offsets[experts].

@@ -125,6 +125,43 @@ TEST(CudaExpertMatmul, AllRowsForwardAndBackward) {
           }
 }
 
+// Shapes for which the product over all experts is taken, and a few on the other side of the choice.
+TEST(CudaExpertMatmul, FewExpertsPerSlot) {
+  SKIP_WITHOUT_GPU();
+  struct Case {
+    std::int64_t tokens, slots, experts, k, width, head_width;
+  };
+  for (const Case& c :
+       {Case{63, 2, 4, 2, 40, 16}, Case{64, 2, 4, 2, 40, 16}, Case{300, 3, 5, 2, 41, 76}, Case{200, 1, 1, 1, 24, 9},
+        Case{200, 2, 7, 2, 24, 9}, Case{130, 4, 4, 2, 64, 112}, Case{9000, 2, 6, 2, 8, 400} /* in several parts */})
+    for (const DType dtype : kFloatingDTypes)
+      for (const bool up : {false, true})
+        for (const bool gated : {false, true}) {
+          const ops::ExpertMatmulOptions options{up ? Rows::token : Rows::row, up ? Rows::row : Rows::token,
+                                                 ops::Activation::identity};
+          const std::int64_t inner = up ? c.width : c.head_width, outer = up ? c.head_width : c.width;
+          const auto op = [&](const Tensors& in) {
+            const auto plan = ops::routing_plan(in[0], c.experts);
+            const Tensor gates = gated ? in[4] : Tensor{};
+            const Tensor y = ops::expert_matmul(in[1], in[2], {}, gates, plan, options);
+            const Tensor transposed = ops::expert_matmul(in[1], in[3].transpose(1, 2), {}, gates, plan, options);
+            const auto back =
+                ops::expert_matmul_input_backward(in[5], in[1], in[2], {}, gates, plan, options, true, gated);
+            const auto weights = ops::expert_matmul_weight_backward(in[5], in[1], gates, plan, options, false);
+            return Tensors{y, transposed, back.dx, back.dgates, weights.dweight};
+          };
+          const std::int64_t token_rows = c.tokens, slot_rows = c.tokens * c.slots;
+          expect_parity(op,
+                        {random_tensor({c.tokens, c.slots, c.k}, 1, DType::i32, 0, static_cast<double>(c.experts)),
+                         random_tensor({up ? token_rows : slot_rows, inner}, 2, dtype),
+                         random_tensor({c.slots * c.experts, inner, outer}, 3, dtype),
+                         random_tensor({c.slots * c.experts, outer, inner}, 4, dtype),
+                         random_tensor({c.tokens, c.slots, c.k}, 5, dtype, 0, 1),
+                         random_tensor({up ? slot_rows : token_rows, outer}, 6, dtype)},
+                        dtype, "expert_matmul");
+        }
+}
+
 TEST(CudaExpertMatmul, ActivationInTheEpilogue) {
   SKIP_WITHOUT_GPU();
   for (const DType dtype : kFloatingDTypes)
