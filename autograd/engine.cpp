@@ -22,26 +22,32 @@ void check_finite(const Tensor& tensor, const char* what, const char* op, const 
         " NaN or infinite values of ", tensor.numel(), ", shape ", tensor.shape());
 }
 
-/// A gradient under construction. The first contribution is kept as it is, because it may share memory with other
-/// gradients; from the second on the sum is ours and grows in place.
+/// A gradient under construction. It grows in place unless others can see its memory: the first contribution may be
+/// what another op saved, or part of other gradients.
 class Sum {
  public:
   void add(const Tensor& term) {
     if (!value_.defined()) {
       value_ = term;
-    } else if (!owned_) {
-      value_ = ops::add(value_, term);
-      owned_ = true;
-    } else {
+    } else if (is_ours()) {
       ops::accumulate(value_, term);
+    } else {
+      value_ = ops::add(value_, term);
     }
   }
+  /// The sum so far if it may be written to, else undefined.
+  Tensor writable() const { return value_.defined() && is_ours() ? value_ : Tensor{}; }
   Tensor take() { return std::move(value_); }
 
  private:
+  bool is_ours() const { return value_.storage().use_count() == 1 && value_.is_contiguous(); }
+
   Tensor value_;
-  bool owned_ = false;
 };
+
+bool same_memory(const Tensor& a, const Tensor& b) {
+  return a.defined() && b.defined() && a.storage() == b.storage() && a.raw() == b.raw();
+}
 
 void add_to_leaf(VariableState& leaf, Tensor gradient) {
   if (leaf.grad.defined()) {
@@ -92,17 +98,29 @@ class Pass {
       const Node::OutputSpec& spec = node.outputs[i];
       if (!incoming.back().defined()) incoming.back() = Tensor::zeros(spec.shape, spec.dtype, spec.device);
     }
-    const BackwardFunction backward = std::move(node.backward);
+    const auto backward = std::move(node.backward);
     node.backward = nullptr;
     const std::vector<Edge> inputs = std::move(node.inputs);
-    Gradients outgoing = backward(incoming);
+    Gradients sums_so_far;
+    for (const Edge& input : inputs) sums_so_far.push_back(writable_sum(input));
+    Gradients outgoing = backward(incoming, sums_so_far);
     check(outgoing.size() == inputs.size(), "backward: op '", node.name, "' has ", inputs.size(),
           " inputs but returned ", outgoing.size(), " gradients");
-    for (std::size_t i = 0; i < inputs.size(); ++i) {
-      if (!outgoing[i].defined()) continue;
-      if (anomaly_enabled()) check_finite(outgoing[i], "a gradient", node.name, node.scope);
-      send(inputs[i], std::move(outgoing[i]), node.name);
-    }
+    if (anomaly_enabled())
+      for (const Tensor& gradient : outgoing) check_finite(gradient, "a gradient", node.name, node.scope);
+    for (std::size_t i = 0; i < inputs.size(); ++i)
+      if (same_memory(outgoing[i], sums_so_far[i])) outgoing[i] = {};  // has been added
+    sums_so_far.clear();  // a handle kept here would keep others from adding in place
+    for (std::size_t i = 0; i < inputs.size(); ++i)
+      if (outgoing[i].defined()) send(inputs[i], std::move(outgoing[i]), node.name);
+  }
+
+  /// What has been contributed to the gradient that an edge leads to, if it may be added to in place.
+  Tensor writable_sum(const Edge& edge) const {
+    if (edge.leaf) return edge.leaf->grad.defined() && edge.leaf->grad.is_contiguous() ? edge.leaf->grad : Tensor{};
+    if (!edge.node) return {};
+    const auto found = pending_.find(edge.node->sequence);
+    return found == pending_.end() ? Tensor{} : found->second.sums[static_cast<std::size_t>(edge.output)].writable();
   }
 
   void send(const Edge& edge, Tensor gradient, const char* from) {
@@ -125,8 +143,10 @@ class Pass {
 
 }  // namespace
 
-Variables record_many(const char* name, std::vector<Tensor> outputs, const Variables& inputs, BackwardFunction backward,
-                      bool always) {
+namespace {
+
+Variables record_node(const char* name, std::vector<Tensor> outputs, const Variables& inputs,
+                      decltype(Node::backward) backward, bool always) {
   if (anomaly_enabled())
     for (const Tensor& output : outputs) check_finite(output, "the result", name, NameScope::current());
   const bool wanted = grad_enabled() && (always || std::any_of(inputs.begin(), inputs.end(),
@@ -155,9 +175,25 @@ Variables record_many(const char* name, std::vector<Tensor> outputs, const Varia
   return results;
 }
 
+}  // namespace
+
+Variables record_many(const char* name, std::vector<Tensor> outputs, const Variables& inputs, BackwardFunction backward,
+                      bool always) {
+  return record_node(
+      name, std::move(outputs), inputs,
+      [backward = std::move(backward)](const Gradients& dy, const Gradients&) { return backward(dy); }, always);
+}
+
 Variable record(const char* name, Tensor output, const Variables& inputs, BackwardFunction1 backward) {
   return record_many(name, {std::move(output)}, inputs,
                      [backward = std::move(backward)](const Gradients& dy) { return backward(dy[0]); })[0];
+}
+
+Variable record(const char* name, Tensor output, const Variables& inputs, AddingBackward1 backward) {
+  return record_node(
+      name, {std::move(output)}, inputs,
+      [backward = std::move(backward)](const Gradients& dy, const Gradients& sums) { return backward(dy[0], sums); },
+      false)[0];
 }
 
 Variables apply_op(const std::shared_ptr<CustomOp>& op, const Variables& inputs) {

@@ -17,6 +17,9 @@ using Gradients = std::vector<Tensor>;
 using BackwardFunction = std::function<Gradients(const Gradients& output_gradients)>;
 /// The same for an op with one output.
 using BackwardFunction1 = std::function<Gradients(const Tensor& output_gradient)>;
+/// The same for an op that can add to what other ops have contributed, as matrix products can at no cost. Where sums[i]
+/// is defined, it is the dense gradient of input i so far; the op may add its part to it and return that tensor.
+using AddingBackward1 = std::function<Gradients(const Tensor& output_gradient, const Gradients& sums)>;
 
 /// Where a gradient flows on to: the output of another node, or a leaf; neither where none is wanted.
 struct Edge {
@@ -40,7 +43,8 @@ class Node {
   std::uint64_t sequence = 0;  ///< grows with every node: a node comes after all that feed it
   std::vector<Edge> inputs;
   std::vector<OutputSpec> outputs;
-  BackwardFunction backward;  ///< empty once used
+  /// Gradients of the outputs, sums of the inputs so far -> gradients of the inputs. Empty once used.
+  std::function<Gradients(const Gradients&, const Gradients&)> backward;
 };
 
 struct VariableState {
@@ -57,6 +61,7 @@ struct VariableState {
 /// What `backward` captures is what the op saves. Capture data() tensors, never Variables: a captured output variable
 /// would keep the graph alive for ever.
 Variable record(const char* name, Tensor output, const Variables& inputs, BackwardFunction1 backward);
+Variable record(const char* name, Tensor output, const Variables& inputs, AddingBackward1 backward);
 /// The same for several outputs. With `always`, the node is made even when no input wants a gradient.
 Variables record_many(const char* name, std::vector<Tensor> outputs, const Variables& inputs, BackwardFunction backward,
                       bool always = false);

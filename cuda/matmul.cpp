@@ -186,8 +186,8 @@ void linear(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& 
     else fill(out, 0);
     return;
   }
-  // cuBLASLt adds a bias in 16- and 32-bit products only.
-  const bool fused = bias.defined() && x.dtype() != DType::f64;
+  // cuBLASLt adds a bias in 16- and 32-bit products only, and of the result's dtype.
+  const bool fused = bias.defined() && x.dtype() != DType::f64 && out.dtype() == x.dtype();
   const bool separate = bias.defined() && !fused;
   if (separate) copy(bias.broadcast_to(out.shape()), out);
   multiply(x.unsqueeze(0), w.transpose(0, 1).unsqueeze(0), fused ? bias : Tensor{}, out.unsqueeze(0), 1,

@@ -63,8 +63,7 @@ Routing Router::route(const Variable& tokens) {
   const DType compute = ops::compute_dtype(tokens.dtype());
   const std::int64_t rows = tokens.size(0) * tokens.size(1);
   Routing routing;
-  routing.scores =
-      reshape(linear(cast(tokens, compute), cast(weight_, compute)), {rows, options_.slots, options_.experts});
+  routing.scores = reshape(linear(tokens, weight_, {}, compute), {rows, options_.slots, options_.experts});
   routing.indices = choose(routing.scores.data(), tokens.size(0));
   routing.gates = cast(gates(routing.scores, routing.indices), tokens.dtype());
   routing.plan = ops::routing_plan(routing.indices, options_.experts);

@@ -162,7 +162,7 @@ nn::LayerOutput SwitchHead::forward(const Variable& x, const nn::AttentionArgume
   Variable attended = core_.forward(query, key, value, arguments);
   if (output_gate_.defined()) {
     const DType compute = ops::compute_dtype(x.dtype());
-    const Variable gate = cast(sigmoid(linear(cast(x, compute), cast(output_gate_, compute))), x.dtype());
+    const Variable gate = cast(sigmoid(linear(x, output_gate_, {}, compute)), x.dtype());
     attended = attended * reshape(gate, {x.size(0), x.size(1), options_.heads, 1});
   }
   const Variable output = pass.project(ProjectionKind::output, attended, x);

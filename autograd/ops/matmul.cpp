@@ -18,18 +18,33 @@ Variable matmul(const Variable& a, const Variable& b) {
       });
 }
 
-// dx = dy w, dw = dy^T x, dbias = column sums of dy. Saves x and w.
-Variable linear(const Variable& x, const Variable& w, const Variable& bias) {
+namespace {
+
+/// a b, reshaped; added to `sum` where there is one.
+Tensor product(const Tensor& a, const Tensor& b, const Shape& shape, const Tensor& sum) {
+  if (!sum.defined()) return ops::matmul(a, b).view(shape);
+  ops::matmul_into(a, b, sum.view({a.size(0), b.size(1)}), 1, 1);
+  return sum;
+}
+
+}  // namespace
+
+// dx = dy w, dw = dy^T x, dbias = column sums of dy. Saves x and w. dy of a wider dtype is rounded to that of x, as
+// every gradient that enters a product is; sums are accumulated in the wider one.
+Variable linear(const Variable& x, const Variable& w, const Variable& bias, std::optional<DType> out_dtype) {
   const bool has_bias = bias.defined();
   Variables inputs = {x, w};
   if (has_bias) inputs.push_back(bias);
-  return record("linear", ops::linear(x.data(), w.data(), has_bias ? bias.data() : Tensor{}), inputs,
+  return record("linear", ops::linear(x.data(), w.data(), has_bias ? bias.data() : Tensor{}, out_dtype), inputs,
                 [x = x.data(), w = w.data(), x_wanted = x.requires_grad(), w_wanted = w.requires_grad(), has_bias,
-                 bias_wanted = bias.requires_grad()](const Tensor& dy) {
-                  const Tensor rows = dy.reshape({-1, w.size(0)});  // [n, m]
+                 bias_wanted = bias.requires_grad()](const Tensor& dy, const Gradients& sums) {
+                  const Tensor rows = dy.to(x.dtype()).reshape({-1, w.size(0)});  // [n, m]
                   Gradients gradients(has_bias ? 3 : 2);
-                  if (x_wanted) gradients[0] = ops::matmul(rows, w).reshape(x.shape());
-                  if (w_wanted) gradients[1] = ops::matmul(rows.transpose(0, 1), x.reshape({-1, w.size(1)}));
+                  if (x_wanted) gradients[0] = product(rows, w, x.shape(), sums[0]);
+                  if (w_wanted) {
+                    const Tensor x_rows = x.reshape({-1, w.size(1)});
+                    gradients[1] = product(rows.transpose(0, 1), x_rows, w.shape(), sums[1]);
+                  }
                   if (bias_wanted) gradients[2] = ops::sum(rows, {0});
                   return gradients;
                 });

@@ -28,6 +28,21 @@ void batched_gemm(const Tensor& a, const Tensor& b, const Tensor& out, double al
   }
 }
 
+template <class T, class C>
+void linear_rows(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& out) {
+  const std::int64_t n = x.size(0), k = x.size(1), m = w.size(0);
+  C* y = out.data<C>();
+  if (bias.defined()) {
+    const T* row = bias.data<T>();
+    parallel_for(0, n, 1 + 32768 / m, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t i = begin; i < end; ++i)
+        for (std::int64_t j = 0; j < m; ++j) y[i * m + j] = static_cast<C>(row[j]);
+    });
+  }
+  gemm<T, C>(n, m, k, 1, {x.data<T>(), x.stride(0), x.stride(1)}, {w.data<T>(), w.stride(1), w.stride(0)},
+             bias.defined() ? 1 : 0, y, m);
+}
+
 }  // namespace
 
 void matmul(const Tensor& a, const Tensor& b, const Tensor& out, double alpha, double beta) {
@@ -44,16 +59,11 @@ void matmul(const Tensor& a, const Tensor& b, const Tensor& out, double alpha, d
 void linear(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& out) {
   dispatch_floating(x.dtype(), "linear", [&](auto tag) {
     using T = typename decltype(tag)::type;
-    const std::int64_t n = x.size(0), k = x.size(1), m = w.size(0);
-    T* y = out.data<T>();
-    if (bias.defined()) {
-      const T* row = bias.data<T>();
-      parallel_for(0, n, 1 + 32768 / m, [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t i = begin; i < end; ++i) std::copy_n(row, m, y + i * m);
-      });
+    if (out.dtype() == x.dtype()) {
+      linear_rows<T, T>(x, w, bias, out);
+    } else {
+      linear_rows<T, accumulate_t<T>>(x, w, bias, out);
     }
-    gemm<T, T>(n, m, k, 1, {x.data<T>(), x.stride(0), x.stride(1)}, {w.data<T>(), w.stride(1), w.stride(0)},
-               bias.defined() ? 1 : 0, y, m);
   });
 }
 

@@ -21,6 +21,11 @@ void check_operands(const char* op, const Tensor& a, const Tensor& b) {
   check(a.device() == b.device(), op, ": devices differ: ", a.device(), " x ", b.device());
 }
 
+void check_out_dtype(const char* op, DType out, DType operands) {
+  check(out == operands || out == compute_dtype(operands), op, ": out is ", out, ", expected ", operands, " or ",
+        compute_dtype(operands));
+}
+
 bool spans(std::int64_t unit_stride, std::int64_t stride, std::int64_t size) {
   return unit_stride == 1 && stride >= std::max<std::int64_t>(size, 1);
 }
@@ -126,8 +131,7 @@ Tensor matmul(const Tensor& a, const Tensor& b) {
 void matmul_into(const Tensor& a, const Tensor& b, const Tensor& out, double alpha, double beta) {
   check_operands("matmul_into", a, b);
   check(out.defined() && out.device() == a.device(), "matmul_into: out must be defined and on ", a.device());
-  check(out.dtype() == a.dtype() || out.dtype() == compute_dtype(a.dtype()), "matmul_into: out is ", out.dtype(),
-        ", expected ", a.dtype(), " or ", compute_dtype(a.dtype()));
+  check_out_dtype("matmul_into", out.dtype(), a.dtype());
   check(a.rank() == 2 && b.rank() == 2 && a.size(1) == b.size(0) && out.shape() == Shape{a.size(0), b.size(1)},
         "matmul_into: shapes do not fit: ", a.shape(), " x ", b.shape(), " -> ", out.shape());
   check(out.size(1) <= 1 || (out.stride(1) == 1 && (out.size(0) <= 1 || out.stride(0) >= out.size(1))),
@@ -138,7 +142,7 @@ void matmul_into(const Tensor& a, const Tensor& b, const Tensor& out, double alp
                       beta);
 }
 
-Tensor linear(const Tensor& x, const Tensor& w, const Tensor& bias) {
+Tensor linear(const Tensor& x, const Tensor& w, const Tensor& bias, std::optional<DType> out_dtype) {
   check_operands("linear", x, w);
   check(x.rank() >= 1 && w.rank() == 2 && x.size(-1) == w.size(1), "linear: expected x [..., k] and w [m, k], got ",
         x.shape(), " and ", w.shape());
@@ -146,10 +150,12 @@ Tensor linear(const Tensor& x, const Tensor& w, const Tensor& bias) {
     check_operands("linear", w, bias);
     check(bias.shape() == Shape{w.size(0)}, "linear: expected bias ", Shape{w.size(0)}, ", got ", bias.shape());
   }
+  const DType dtype = out_dtype.value_or(x.dtype());
+  check_out_dtype("linear", dtype, x.dtype());
   Shape shape = leading_axes(x, 1);
   const std::int64_t rows = shape.numel();
   shape.push_back(w.size(0));
-  const Tensor out = Tensor::empty(shape, x.dtype(), x.device());
+  const Tensor out = Tensor::empty(shape, dtype, x.device());
   if (out.numel() == 0) return out;
   Tensor flat = x.reshape({rows, x.size(-1)});
   if (!spans(flat.stride(1), flat.stride(0), flat.size(1))) flat = matrix_operand(flat.contiguous());

@@ -3,6 +3,7 @@
 #include "autograd/grad_mode.h"
 #include "autograd/node.h"
 #include "autograd/ops/elementwise.h"
+#include "autograd/ops/matmul.h"
 #include "autograd/ops/reduce.h"
 #include "autograd/ops/shape.h"
 #include "tests/support/close.h"
@@ -19,6 +20,11 @@ Variable leaf(std::initializer_list<double> values) {
 }
 
 std::vector<double> gradient(const Variable& v) { return v.grad().to_vector<double>(); }
+
+/// Sum of a column of a [2, 2] matrix.
+double column_sum(const Tensor& x, std::int64_t column) {
+  return testing::element(x, {0, column}) + testing::element(x, {1, column});
+}
 
 TEST(Engine, adds_up_over_backward_calls) {
   const Variable x = leaf({1, 2});
@@ -48,6 +54,17 @@ TEST(Engine, a_gradient_that_reaches_two_leaves_is_not_shared_memory) {
   sum(a * 5.0).backward();
   EXPECT_EQ(gradient(a), (std::vector<double>{6, 6}));
   EXPECT_EQ(gradient(b), (std::vector<double>{1, 1}));
+}
+
+TEST(Engine, products_add_to_a_gradient_in_place_only_where_nobody_else_sees_it) {
+  const Tensor weight = random_tensor({2, 2}, 1);
+  const Variable a = Variable(Tensor::ones({3, 2}, DType::f64), true), b = Variable(a.data().clone(), true);
+  const Variable h = a * 1.0, g = b * 1.0;
+  const Variable first = linear(h, Variable(weight)), second = linear(h, Variable(weight));
+  const Tensor seed = Tensor::ones({3, 2}, DType::f64);
+  backward({first, second, h + g}, {seed, seed, seed});  // the sum's gradient goes on to h and g as one tensor
+  for (const double value : gradient(b)) EXPECT_EQ(value, 1);
+  for (std::size_t i = 0; i < 6; ++i) EXPECT_NEAR(gradient(a)[i], 1 + 2 * column_sum(weight, i % 2), 1e-14);
 }
 
 TEST(Engine, the_callers_seed_is_not_changed) {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/cpu/gemm.h"
+#include "core/ops/norm.h"
 #include "core/parallel.h"
 #include "tests/support/close.h"
 #include "tests/support/tensors.h"
@@ -205,6 +206,9 @@ TEST_P(MatmulTest, LinearMatchesPlainLoops) {
     std::vector<double> values = flat.to_vector<double>(), shift = bias.to_vector<double>();
     for (std::size_t i = 0; i < values.size(); ++i) values[i] += shift[i % 6];
     EXPECT_CLOSE(ops::linear(x, w, bias), Tensor::from(values, expected_shape), tolerance_of(dtype));
+    const Tensor unrounded = ops::linear(x, w, bias, ops::compute_dtype(dtype));
+    EXPECT_EQ(unrounded.dtype(), ops::compute_dtype(dtype));
+    EXPECT_CLOSE(unrounded, Tensor::from(values, expected_shape), 1e-5);
   }
 }
 
@@ -262,6 +266,7 @@ TEST(Matmul, Errors) {
                "matmul_into: out is bf16, expected f32 or f32");
   EXPECT_ERROR(ops::linear(a, b), "linear: expected x [..., k] and w [m, k], got [4, 8] and [7, 3]");
   EXPECT_ERROR(ops::linear(a, Tensor::zeros({7, 8}), Tensor::zeros({8})), "linear: expected bias [7], got [8]");
+  EXPECT_ERROR(ops::linear(a, Tensor::zeros({7, 8}), {}, DType::bf16), "linear: out is bf16, expected f32 or f32");
 }
 
 }  // namespace

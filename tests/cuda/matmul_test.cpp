@@ -5,6 +5,7 @@
 #include "core/ops/attention.h"
 #include "core/ops/expert_matmul.h"
 #include "core/ops/index.h"
+#include "core/ops/norm.h"
 #include "core/ops/optim.h"
 #include "tests/cuda/parity.h"
 
@@ -33,8 +34,9 @@ TEST(CudaMatmul, LinearWithAndWithoutBias) {
   for (const DType dtype : kFloatingDTypes)
     for (const std::int64_t width : {8, 41, 112})
       expect_parity(
-          [](const Tensors& in) {
-            return Tensors{ops::linear(in[0], in[1], in[2]), ops::linear(in[0], in[1])};
+          [dtype](const Tensors& in) {
+            return Tensors{ops::linear(in[0], in[1], in[2]), ops::linear(in[0], in[1]),
+                           ops::linear(in[0], in[1], in[2], ops::compute_dtype(dtype))};
           },
           {random_tensor({3, 5, width}, 1, dtype), random_tensor({24, width}, 2, dtype), random_tensor({24}, 3, dtype)},
           dtype, "linear");
