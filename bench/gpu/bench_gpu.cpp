@@ -1,231 +1,116 @@
-// GPU benchmarks: the rows of docs/design.md's table. Each row is timed with CUDA events (medians, random bf16 data)
-// and set beside dense cuBLAS products of the same multiply-adds, timed in the same run.
+// GPU benchmarks: the rows of docs/design.md's table, and the kernels they are made of. Each is timed with CUDA events
+// (medians, random bf16 data) and, where it multiplies matrices, set beside dense cuBLAS products of the same
+// multiply-adds, timed in the same run.
 //
-//   bench_gpu [--only NAME] [--json FILE]
+//   bench_gpu [--only NAME] [--json FILE] [--commit HASH]
+//
+// --only takes the rows whose names contain NAME. --json adds one object per row to the list in FILE.
 
-#include <boost/json.hpp>
+#include <chrono>
 #include <cstring>
 #include <fstream>
 #include <iomanip>
 #include <iostream>
+#include <sstream>
 
-#include "autograd/ops/attention.h"
-#include "bench/gpu/timer.h"
-#include "core/ops/matmul.h"
-#include "core/ops/random.h"
-#include "moe/accounting.h"
-#include "moe/language_model.h"
-#include "moe/sigma_moe.h"
-#include "moe/switch_head.h"
-#include "nn/optim/adamw.h"
-#include "nn/optim/clip.h"
+#include "bench/gpu/row.h"
 
 namespace switchyard::bench {
 namespace {
 
-Tensor random_bf16(const Shape& shape) {
-  static Generator generator(1, Device::cuda());
-  return ops::uniform(shape, generator.next(shape.numel()), -1, 1, DType::bf16);
+/// As /proc names the version of the installed driver, such as "580.159.04".
+std::string driver_version() {
+  std::ifstream file("/proc/driver/nvidia/version");
+  for (std::string word; file >> word;)
+    if (std::isdigit(static_cast<unsigned char>(word[0])) && word.find('.') != std::string::npos) return word;
+  return "unknown";
 }
 
-struct Row {
-  std::string name;
-  double ms = 0, dense_ms = 0;
-  double flops = 0;  ///< useful floating-point operations of one call
-  double tokens = 0;
-  double peak_mib = 0;
-};
-
-/// Time of dense products x [n, k] w [k, m], forward and both gradients, for each (k, m).
-double dense_ms(std::int64_t n, const std::vector<std::pair<std::int64_t, std::int64_t>>& products) {
-  double total = 0;
-  for (const auto& [k, m] : products) {
-    const Tensor x = random_bf16({n, k}), w = random_bf16({k, m}), dy = random_bf16({n, m});
-    total += median_ms([&] {
-      ops::matmul(x, w);
-      ops::matmul(dy, w.transpose(0, 1));
-      ops::matmul(x.transpose(0, 1), dy);
-    });
-  }
-  return total;
+std::string gpu_name() {
+  cudaDeviceProp properties{};
+  cuda::check_cuda(cudaGetDeviceProperties(&properties, 0), "cudaGetDeviceProperties");
+  return properties.name;
 }
 
-/// Forward and backward of a layer for x [batch, length, width].
-template <class Layer>
-Row time_layer(std::string name, Layer& layer, std::int64_t batch, std::int64_t length, std::int64_t width) {
-  layer.to(DType::bf16);
-  layer.to(Device::cuda());
-  const Variable x(random_bf16({batch, length, width}), true);
-  const Tensor dy = random_bf16({batch, length, width});
-  const auto call = [&] {
-    layer.forward(x).output.backward(dy);
-    layer.zero_grad();
-    x.zero_grad();
+std::string today() {
+  const std::chrono::year_month_day date = std::chrono::floor<std::chrono::days>(std::chrono::system_clock::now());
+  char text[16];
+  std::snprintf(text, sizeof text, "%04d-%02u-%02u", static_cast<int>(date.year()), static_cast<unsigned>(date.month()),
+                static_cast<unsigned>(date.day()));
+  return text;
+}
+
+double ratio(const Row& row) { return row.dense_ms > 0 ? row.ms / row.dense_ms : 0; }
+double tflops(const Row& row) { return row.flops / row.ms * 1e-9; }
+double gbps(const Row& row) { return row.bytes / row.ms * 1e-6; }
+
+std::string json_of(const std::string& name, const Row& row, const std::string& commit) {
+  std::ostringstream out;
+  out << std::fixed << R"({"row": ")" << name << R"(", "ms": )" << std::setprecision(4) << row.ms << R"(, "dense_ms": )"
+      << row.dense_ms << std::setprecision(2) << R"(, "ratio": )" << ratio(row) << std::setprecision(1)
+      << R"(, "tflops": )" << tflops(row) << R"(, "gbps": )" << gbps(row) << std::setprecision(0)
+      << R"(, "tokens_per_second": )" << row.tokens / row.ms * 1e3 << std::setprecision(1) << R"(, "peak_mib": )"
+      << row.peak_mib << R"(, "commit": ")" << commit << R"(", "date": ")" << today() << R"(", "gpu": ")" << gpu_name()
+      << R"(", "driver": ")" << driver_version() << "\"}";
+  return out.str();
+}
+
+/// Adds objects to the list in a file, which need not be there yet; one object per line.
+void append_json(const std::string& path, const std::vector<std::string>& objects) {
+  std::ostringstream old;
+  if (std::ifstream file(path); file) old << file.rdbuf();
+  std::string text = old.str();
+  text.erase(text.find_last_not_of(" \n]") + 1);  // without what closes the list
+  if (text.empty()) text = "[";
+  for (const std::string& object : objects) text += (text.back() == '[' ? "\n  " : ",\n  ") + object;
+  std::ofstream(path) << text << "\n]\n";
+}
+
+void print_header() {
+  std::cout << std::left << std::setw(44) << "row" << std::right << std::setw(10) << "ms" << std::setw(10) << "dense ms"
+            << std::setw(8) << "ratio" << std::setw(9) << "TFLOP/s" << std::setw(8) << "GB/s" << std::setw(12)
+            << "k tokens/s" << std::setw(10) << "peak MiB" << std::endl;
+}
+
+void print(const std::string& name, const Row& row) {
+  std::cout << std::left << std::setw(44) << name << std::right << std::fixed;
+  const auto cell = [](int width, int digits, double value) {
+    std::cout << std::setw(width);
+    if (value > 0) std::cout << std::setprecision(digits) << value;
+    else std::cout << "-";
   };
-  call();
-  reset_peak_memory(Device::cuda());
-  Row row{std::move(name), median_ms(call)};
-  row.peak_mib = static_cast<double>(memory_statistics(Device::cuda()).peak_bytes) / (1 << 20);
-  row.tokens = static_cast<double>(batch * length);
-  return row;
+  cell(10, 4, row.ms);
+  cell(10, 4, row.dense_ms);
+  cell(8, 2, ratio(row));
+  cell(9, 1, tflops(row));
+  cell(8, 0, gbps(row));
+  cell(12, 1, row.tokens / row.ms);
+  cell(10, 1, row.peak_mib);
+  std::cout << std::endl;
 }
-
-Row switch_head(std::string name, std::int64_t batch, std::int64_t length) {
-  const std::int64_t width = 1024, heads = 4, head = 112, k = 2;
-  moe::SwitchHeadOptions options;
-  options.width = width;
-  options.heads = heads;
-  options.head_width = head;
-  options.experts = 4;
-  options.k = k;
-  moe::SwitchHead layer(options);
-  Row row = time_layer(std::move(name), layer, batch, length, width);
-  const std::int64_t n = batch * length;
-  row.dense_ms = dense_ms(n, {{width, 2 * heads * head}, {width, k * heads * head}, {k * heads * head, width}});
-  row.flops = 6.0 * static_cast<double>(n) * width * heads * head * (2 + 2 * k) +
-              6.0 * static_cast<double>(n) * heads * head * static_cast<double>(length);
-  return row;
-}
-
-Row sigma_moe(std::string name, std::int64_t width, std::int64_t experts, std::int64_t size, std::int64_t k) {
-  moe::SigmaMoeOptions options;
-  options.width = width;
-  options.experts = experts;
-  options.expert_width = size;
-  options.k = k;
-  moe::SigmaMoe layer(options);
-  const std::int64_t batch = 64, length = 512;
-  Row row = time_layer(std::move(name), layer, batch, length, width);
-  row.dense_ms = dense_ms(batch * length, {{width, k * size}, {k * size, width}});
-  row.flops = 12.0 * static_cast<double>(batch * length) * static_cast<double>(width * k * size);
-  return row;
-}
-
-Row attention_row(std::string name, bool with_backward) {
-  const std::int64_t batch = 4, length = 8192, heads = 16, width = 128;
-  ops::AttentionOptions options;
-  options.scale = 0.088;
-  options.causal = true;
-  const auto operand = [&] { return Variable(random_bf16({batch, length, heads, width}), with_backward); };
-  const Variable q = operand(), k = operand(), v = operand();
-  const Tensor dout = random_bf16({batch, length, heads, width});
-  Row row{std::move(name), median_ms(
-                               [&] {
-                                 const Variable out = attention(q, k, v, options);
-                                 if (!with_backward) return;
-                                 out.backward(dout);
-                                 for (const Variable& x : {q, k, v}) x.zero_grad();
-                               },
-                               2, 7)};
-  // Counted as the field does: 2 products forward, 5 backward, half of the square.
-  row.flops = (with_backward ? 7.0 : 2.0) * 2 * batch * heads * width * static_cast<double>(length) * length / 2;
-  row.tokens = static_cast<double>(batch * length);
-  return row;
-}
-
-Row training_step(std::string name, const moe::LanguageModelConfig& config, std::int64_t batch) {
-  const auto model = moe::build_language_model(config);
-  model->to(DType::bf16);
-  model->to(Device::cuda());
-  nn::AdamW optimizer(nn::parameter_groups(model->named_parameters(), 0.01));
-  static Generator generator(3, Device::cuda());
-  const std::int64_t n = batch * config.context;
-  const auto tokens = [&] {
-    return ops::uniform({batch, config.context}, generator.next(n), 0, static_cast<double>(config.vocabulary_size))
-        .to(DType::i64);
-  };
-  const Tensor inputs = tokens(), targets = tokens();
-  const auto step = [&] {
-    const auto loss = model->loss(inputs, targets);
-    optimizer.zero_grad();
-    loss.total.backward();
-    optimizer.step(nn::clip_gradients(model->parameters(), 0.25).factor);
-    default_generator(Device::cuda()).end_step();
-  };
-  step();
-  reset_peak_memory(Device::cuda());
-  Row row{std::move(name), median_ms(step, 2, 7)};
-  row.peak_mib = static_cast<double>(memory_statistics(Device::cuda()).peak_bytes) / (1 << 20);
-  row.tokens = static_cast<double>(n);
-  row.flops = 6 * moe::model_cost(config, batch).macs_per_token() * static_cast<double>(n);
-  return row;
-}
-
-moe::LanguageModelConfig switch_all(bool large) {
-  moe::LanguageModelConfig config;
-  config.vocabulary_size = 8000;
-  config.width = large ? 1024 : 412;
-  config.layers = large ? 18 : 16;
-  config.context = large ? 512 : 256;
-  config.attention.heads = large ? 4 : 2;
-  config.attention.head_width = large ? 112 : 76;
-  config.attention.experts = large ? 4 : 5;
-  config.attention.k = 2;
-  config.feedforward.experts = large ? 32 : 16;
-  config.feedforward.expert_width = 128;
-  config.feedforward.k = 4;
-  return config;
-}
-
-moe::LanguageModelConfig dense_244m() {
-  moe::LanguageModelConfig config = switch_all(true);
-  config.attention = {};
-  config.attention.kind = moe::AttentionKind::dense;
-  config.attention.heads = 16;
-  config.feedforward = {};
-  config.feedforward.kind = moe::FeedForwardKind::dense;
-  config.feedforward.width = 4110;
-  return config;
-}
-
-struct Benchmark {
-  const char* name;
-  std::function<Row(std::string)> run;
-};
-
-const std::vector<Benchmark> kBenchmarks = {
-    {"switchhead_64x512", [](std::string name) { return switch_head(name, 64, 512); }},
-    {"switchhead_8x4096", [](std::string name) { return switch_head(name, 8, 4096); }},
-    {"sigma_moe_1024_32x128_k4", [](std::string name) { return sigma_moe(name, 1024, 32, 128, 4); }},
-    {"sigma_moe_1024_128x128_k16", [](std::string name) { return sigma_moe(name, 1024, 128, 128, 16); }},
-    {"moe_2048_64x1024_k8", [](std::string name) { return sigma_moe(name, 2048, 64, 1024, 8); }},
-    {"attention_4x8192_16x128_forward", [](std::string name) { return attention_row(name, false); }},
-    {"attention_4x8192_16x128_training", [](std::string name) { return attention_row(name, true); }},
-    {"train_dense_244m", [](std::string name) { return training_step(name, dense_244m(), 64); }},
-    {"train_switchall_251m", [](std::string name) { return training_step(name, switch_all(true), 64); }},
-    {"train_switchall_46m", [](std::string name) { return training_step(name, switch_all(false), 64); }},
-};
 
 int run(int argc, char** argv) {
-  std::string only, json;
+  std::string only, json, commit = SWITCHYARD_COMMIT;
   for (int i = 1; i < argc; i += 2) {
     const bool has_value = i + 1 < argc;
     if (has_value && std::strcmp(argv[i], "--only") == 0) only = argv[i + 1];
     else if (has_value && std::strcmp(argv[i], "--json") == 0) json = argv[i + 1];
-    else fail("bench_gpu: unknown argument ", argv[i], "; usage: bench_gpu [--only NAME] [--json FILE]");
+    else if (has_value && std::strcmp(argv[i], "--commit") == 0) commit = argv[i + 1];
+    else
+      fail("bench_gpu: unknown argument ", argv[i], "; usage: bench_gpu [--only NAME] [--json FILE] [--commit HASH]");
   }
-  boost::json::array results;
-  std::cout << std::left << std::setw(36) << "row" << std::right << std::setw(10) << "ms" << std::setw(10) << "dense ms"
-            << std::setw(8) << "ratio" << std::setw(10) << "TFLOP/s" << std::setw(12) << "k tokens/s" << std::setw(11)
-            << "peak MiB" << '\n'
-            << std::fixed;
-  for (const Benchmark& benchmark : kBenchmarks) {
-    if (std::string(benchmark.name).find(only) == std::string::npos) continue;
-    const Row row = benchmark.run(benchmark.name);
-    const double ratio = row.dense_ms > 0 ? row.ms / row.dense_ms : 0, tflops = row.flops / row.ms * 1e-9;
-    std::cout << std::left << std::setw(36) << row.name << std::right << std::setprecision(3) << std::setw(10) << row.ms
-              << std::setw(10) << row.dense_ms << std::setprecision(2) << std::setw(8) << ratio << std::setprecision(1)
-              << std::setw(10) << tflops << std::setw(12) << row.tokens / row.ms << std::setw(11) << row.peak_mib
-              << std::endl;
-    results.push_back({{"row", row.name},
-                       {"ms", row.ms},
-                       {"dense_ms", row.dense_ms},
-                       {"ratio", ratio},
-                       {"tflops", tflops},
-                       {"tokens_per_second", row.tokens / row.ms * 1e3},
-                       {"peak_mib", row.peak_mib}});
-  }
-  if (!json.empty()) std::ofstream(json) << boost::json::serialize(results) << '\n';
+  set_default_device(Device::cuda());
+  std::vector<std::string> objects;
+  print_header();
+  for (const auto& group : {layer_benchmarks(), training_benchmarks(), attention_benchmarks(),
+                            expert_matmul_benchmarks(), kernel_benchmarks()})
+    for (const Benchmark& benchmark : group) {
+      if (benchmark.name.find(only) == std::string::npos) continue;
+      const Row row = benchmark.run();
+      print(benchmark.name, row);
+      objects.push_back(json_of(benchmark.name, row, commit));
+    }
+  if (!json.empty()) append_json(json, objects);
   return 0;
 }
 
