@@ -3,6 +3,15 @@
 #include <charconv>
 
 namespace switchyard {
+namespace {
+
+Device default_device_;
+
+}  // namespace
+
+Device default_device() { return default_device_; }
+
+void set_default_device(Device device) { default_device_ = device; }
 
 Device Device::parse(std::string_view text) {
   if (text == "cpu") return cpu();

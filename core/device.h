@@ -25,4 +25,9 @@ struct Device {
 
 std::ostream& operator<<(std::ostream& out, const Device& device);
 
+/// Where tensors and parameters are made that are given no device: the CPU, unless set_default_device said otherwise.
+/// The library itself names the device of every tensor it makes; this is for programs that live on one device.
+Device default_device();
+void set_default_device(Device device);
+
 }  // namespace switchyard

@@ -34,7 +34,7 @@ Tensor Tensor::scalar(double value, DType dtype, Device device) { return full({}
 
 Tensor Tensor::arange(std::int64_t count, DType dtype, Device device) {
   check(count >= 0, "arange: negative count ", count);
-  Tensor out = empty({count}, DType::i64);
+  Tensor out = empty({count}, DType::i64, Device::cpu());
   for (std::int64_t i = 0; i < count; ++i) out.data<std::int64_t>()[i] = i;
   return out.to(dtype).to(device);
 }
@@ -43,9 +43,9 @@ template <class T>
 Tensor Tensor::from(const std::vector<T>& values, const Shape& shape) {
   check(static_cast<std::int64_t>(values.size()) == shape.numel(), "from: ", values.size(),
         " values do not fill shape ", shape);
-  Tensor out = empty(shape, dtype_of<T>());
+  Tensor out = empty(shape, dtype_of<T>(), Device::cpu());
   if (!values.empty()) std::memcpy(out.raw(), values.data(), values.size() * sizeof(T));
-  return out;
+  return out.to(default_device());
 }
 
 template Tensor Tensor::from<float>(const std::vector<float>&, const Shape&);

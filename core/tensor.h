@@ -24,15 +24,15 @@ class Tensor {
   Tensor() = default;
 
   /// Uninitialised elements.
-  static Tensor empty(const Shape& shape, DType dtype = DType::f32, Device device = Device::cpu());
-  static Tensor zeros(const Shape& shape, DType dtype = DType::f32, Device device = Device::cpu());
-  static Tensor ones(const Shape& shape, DType dtype = DType::f32, Device device = Device::cpu());
-  static Tensor full(const Shape& shape, double value, DType dtype = DType::f32, Device device = Device::cpu());
+  static Tensor empty(const Shape& shape, DType dtype = DType::f32, Device device = default_device());
+  static Tensor zeros(const Shape& shape, DType dtype = DType::f32, Device device = default_device());
+  static Tensor ones(const Shape& shape, DType dtype = DType::f32, Device device = default_device());
+  static Tensor full(const Shape& shape, double value, DType dtype = DType::f32, Device device = default_device());
   /// A rank-0 tensor.
-  static Tensor scalar(double value, DType dtype = DType::f32, Device device = Device::cpu());
+  static Tensor scalar(double value, DType dtype = DType::f32, Device device = default_device());
   /// 0, 1, ..., count - 1.
-  static Tensor arange(std::int64_t count, DType dtype = DType::i64, Device device = Device::cpu());
-  /// Copies `values` (row-major, exactly shape.numel() of them) into a new CPU tensor.
+  static Tensor arange(std::int64_t count, DType dtype = DType::i64, Device device = default_device());
+  /// Copies `values` (row-major, exactly shape.numel() of them) into a new tensor on the default device.
   template <class T>
   static Tensor from(const std::vector<T>& values, const Shape& shape);
   template <class T>

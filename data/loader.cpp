@@ -27,6 +27,11 @@ void check_enough(const TokenFile& tokens, std::int64_t context) {
         " tokens, one window of context ", context, " needs ", context + 1);
 }
 
+Batch empty_batch(std::int64_t rows, std::int64_t context) {
+  const auto tokens = [&] { return Tensor::empty({rows, context}, DType::i64, Device::cpu()); };
+  return {tokens(), tokens(), true};
+}
+
 }  // namespace
 
 Loader::Loader(TokenFile tokens, const LoaderOptions& options) : tokens_(std::move(tokens)), options_(options) {
@@ -64,7 +69,7 @@ std::uint64_t Loader::random(std::int64_t epoch, std::uint64_t purpose) const {
 
 Batch Loader::next() {
   const std::int64_t batch = options_.batch, context = options_.context;
-  Batch out{Tensor::empty({batch, context}, DType::i64), Tensor::empty({batch, context}, DType::i64), true};
+  Batch out = empty_batch(batch, context);
   const bool streams = segments_ > 0;
   for (std::int64_t row = 0; row < batch; ++row) {
     const std::int64_t global_row = options_.rank * batch + row;
@@ -175,7 +180,7 @@ Batch validation_windows(const TokenFile& tokens, std::int64_t count, std::int64
   check(count > 0, "validation windows: count ", count, " is not positive");
   check_enough(tokens, context);
   count = std::min(count, (tokens.size() - 1) / context);
-  Batch out{Tensor::empty({count, context}, DType::i64), Tensor::empty({count, context}, DType::i64), true};
+  Batch out = empty_batch(count, context);
   const std::int64_t last = tokens.size() - 1 - context;
   for (std::int64_t i = 0; i < count; ++i) {
     // i * last / (count - 1), without its overflow for large files

@@ -10,10 +10,10 @@ std::string join(const std::string& prefix, const std::string& name) {
 
 }  // namespace
 
-Variable Module::register_parameter(std::string name, Tensor initial, bool decays) {
+Variable Module::register_parameter(std::string name, const Tensor& initial, bool decays) {
   for (const NamedParameter& other : parameters_)
     check(other.name != name, "register_parameter: the module has a parameter \"", name, "\" already");
-  parameters_.push_back({std::move(name), Variable(std::move(initial), true), decays});
+  parameters_.push_back({std::move(name), Variable(initial.to(default_device()), true), decays});
   return parameters_.back().variable;
 }
 

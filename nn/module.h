@@ -51,8 +51,8 @@ class Module {
   void zero_grad() const;
 
  protected:
-  /// Makes `initial` a trained parameter.
-  Variable register_parameter(std::string name, Tensor initial, bool decays = true);
+  /// Makes `initial` a trained parameter, on the default device.
+  Variable register_parameter(std::string name, const Tensor& initial, bool decays = true);
   /// The buffer is the member `tensor` itself, which must live as long as the module.
   void register_buffer(std::string name, Tensor& tensor);
   /// The sublayer's parameters get `name` in their path; an empty name adds nothing to it.

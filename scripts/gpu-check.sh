@@ -1,26 +1,73 @@
 #!/usr/bin/env bash
-# Builds the CUDA configuration on a machine with a GPU, runs the tests that need one and the GPU benchmarks, writes
-# their JSON to a folder and prints a short table last.
+# Builds the CUDA configuration on a machine with a GPU, runs every test on the GPU and then the GPU benchmarks, writes
+# logs and the benchmarks' JSON to a folder and prints a short table last. Needs no compiled Boost libraries.
 #
 #   scripts/gpu-check.sh OUTPUT_FOLDER [--no-bench] [gtest filter]
+#   scripts/gpu-check.sh OUTPUT_FOLDER --sanitize memcheck|racecheck|initcheck [gtest filter]
+#
+# The second form runs the tests of the ops alone, under NVIDIA's compute-sanitizer.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-output=${1:?usage: scripts/gpu-check.sh OUTPUT_FOLDER [--no-bench] [gtest filter]}
+usage="usage: scripts/gpu-check.sh OUTPUT_FOLDER [--no-bench | --sanitize memcheck|racecheck|initcheck] [gtest filter]"
+output=$(realpath -m "${1:?$usage}")
 shift
 bench=yes
-if [ "${1:-}" = --no-bench ]; then bench=no; shift; fi
+tool=
+case ${1:-} in
+  --no-bench)
+    bench=no
+    shift
+    ;;
+  --sanitize)
+    bench=no
+    tool=${2:?$usage}
+    shift 2
+    ;;
+esac
 filter=${1:-*}
 mkdir -p "$output"
 export PATH="$PATH:/usr/local/cuda/bin"
 
-nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
-cmake --preset cuda -DSWITCHYARD_EXAMPLES=OFF >"$output/configure.log" 2>&1 || { tail -20 "$output/configure.log"; exit 1; }
-targets=(cuda_tests)
-[ $bench = yes ] && targets+=(bench_gpu)
-cmake --build --preset cuda --target "${targets[@]}" >"$output/build.log" 2>&1 || { grep -E 'error|FAILED|warning' "$output/build.log" | head -40; exit 1; }
+folders="core autograd nn moe golden train cuda"
+if [ -n "$tool" ]; then folders="core cuda"; fi
+targets=()
+for folder in $folders; do targets+=("${folder}_tests"); done
+if [ $bench = yes ]; then targets+=(bench_gpu); fi
 
-build/cuda/bin/cuda_tests --gtest_brief=1 --gtest_filter="$filter" >"$output/tests.log" 2>&1
-tests=$?
-grep -E '^\[  (FAILED|PASSED|SKIPPED)' "$output/tests.log" | sort | uniq | head -40
+nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
+if ! cmake --preset cuda -DSWITCHYARD_EXAMPLES=OFF >"$output/configure.log" 2>&1; then
+  tail -20 "$output/configure.log"
+  exit 1
+fi
+if ! cmake --build --preset cuda --target "${targets[@]}" >"$output/build.log" 2>&1; then
+  grep -E 'error|FAILED|warning' "$output/build.log" | head -40
+  exit 1
+fi
+
+# What stands behind "-" in a filter of ctest's, such as "--gtest_filter=-Schedule*:Init*".
+without() { ctest --test-dir build/cuda -N -V -R "^cuda.$1\$" | sed -n 's/.*gtest_filter=-\([^" ]*\).*/\1/p' | head -1; }
+
+failed=0
+table=
+for folder in $folders; do
+  log=$output/$folder.log
+  run=(build/cuda/bin/${folder}_tests "--gtest_filter=$filter-$(without "$folder")")
+  if [ -n "$tool" ]; then
+    log=$output/$folder.$tool.log
+    run=(compute-sanitizer --tool "$tool" --error-exitcode 99 --print-limit 20 "${run[@]}")
+  fi
+  device=cuda
+  if [ "$folder" = cuda ]; then device=cpu; fi # which compares both devices itself
+  start=$SECONDS
+  SWITCHYARD_TEST_DEVICE=$device "${run[@]}" >"$log" 2>&1
+  status=$?
+  if [ $status -ne 0 ]; then failed=1; fi
+  count() { grep "^\[ *$1" "$log" | grep -c ' ms)$'; }
+  table+=$(printf '%-10s %8s %8s %8s %8s %8s' "$folder" "$(count OK)" "$(count FAILED)" "$(count SKIPPED)" $status $((SECONDS - start)))$'\n'
+  if [ -n "$tool" ]; then grep -E 'ERROR SUMMARY|RACECHECK SUMMARY' "$log"; fi
+done
+
 if [ $bench = yes ]; then build/cuda/bin/bench_gpu --json "$output/bench.json"; fi
-exit $tests
+grep -h '^\[  FAILED' "$output"/*.log | grep ' ms)$' | head -30
+printf '%-10s %8s %8s %8s %8s %8s\n%s' folder passed failed skipped status seconds "$table"
+exit $failed

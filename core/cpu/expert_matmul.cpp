@@ -115,7 +115,8 @@ void multiply_blocks(const Plan& plan, const std::vector<Block>& blocks, const O
       count == 0 ? 0 : (blocks.back().target + blocks.back().count) * source.width * width / count;
   parallel_for(0, count, grain_of(block_work), [&](std::int64_t begin, std::int64_t end) {
     std::vector<T> gathered;
-    const Tensor scratch = buffer.defined() ? Tensor{} : Tensor::empty({kBlockPairs, width}, dtype_of<A>());
+    const Tensor scratch =
+        buffer.defined() ? Tensor{} : Tensor::empty({kBlockPairs, width}, dtype_of<A>(), Device::cpu());
     for (std::int64_t i = begin; i < end; ++i) {
       const Block& block = blocks[static_cast<std::size_t>(i)];
       const T* rows = gather(plan, source, block, gathered);
@@ -186,7 +187,8 @@ void products_summed(const Plan& plan, const Operand<T>& source, const Tensor& m
     const std::int64_t first_choice = first * plan.choices_per_token;
     const std::vector<Block> blocks = blocks_of(plan, first, last);
     const std::int64_t needed = blocks.empty() ? 0 : blocks.back().target + blocks.back().count;
-    if (!buffer.defined() || buffer.size(0) < needed) buffer = Tensor::empty({needed, width}, dtype_of<A>());
+    if (!buffer.defined() || buffer.size(0) < needed)
+      buffer = Tensor::empty({needed, width}, dtype_of<A>(), Device::cpu());
     target.assign(static_cast<std::size_t>((last - first) * plan.choices_per_token), -1);
     multiply_blocks(plan, blocks, source, matrix, buffer,
                     [&](const Block& block, const T* rows, const Tensor& products) {

@@ -118,7 +118,7 @@ Tensor SafetensorsFile::load(std::string_view name) const {
   }
   if (bytes > 0 && reinterpret_cast<std::uintptr_t>(data) % size_of(type) == 0)
     return Tensor::view_of(Storage::borrow(data, bytes, file_), entry.shape, contiguous_strides(entry.shape), 0, type);
-  Tensor copy = Tensor::empty(entry.shape, type);
+  Tensor copy = Tensor::empty(entry.shape, type, Device::cpu());
   if (bytes > 0) std::memcpy(copy.raw(), data, bytes);
   return copy;
 }

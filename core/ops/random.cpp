@@ -32,7 +32,7 @@ Tensor normal(const Shape& shape, const RandomStream& stream, double mean, doubl
   check(is_floating(dtype), "normal: expected a floating dtype (f32, f64, bf16), got ", dtype);
   check(std::isfinite(mean) && std::isfinite(deviation) && deviation >= 0, "normal: bad mean ", mean, " or deviation ",
         deviation);
-  const Tensor out = Tensor::empty(shape, DType::f64);
+  const Tensor out = Tensor::empty(shape, DType::f64, Device::cpu());
   double* const to = out.data<double>();
   const std::int64_t numel = out.numel();
   const std::uint64_t start = static_cast<std::uint64_t>(stream.base.item<std::int64_t>()) + stream.offset;

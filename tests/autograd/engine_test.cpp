@@ -149,7 +149,7 @@ TEST(Engine, inputs_without_a_gradient_get_none) {
 constexpr std::int64_t kElements = 1 << 18;
 constexpr std::size_t kBytes = kElements * sizeof(double);
 
-std::size_t in_use() { return memory_statistics(Device::cpu()).current_bytes; }
+std::size_t in_use() { return memory_statistics(default_device()).current_bytes; }
 
 TEST(EngineMemory, saved_tensors_are_freed_by_the_backward_pass) {
   const Variable x(Tensor::ones({kElements}, DType::f64), true);
@@ -181,10 +181,10 @@ TEST(EngineMemory, a_graph_that_is_dropped_is_freed) {
 
 TEST(EngineMemory, a_leaf_takes_over_its_gradient_without_a_copy) {
   const Variable x(Tensor::ones({kElements}, DType::f64), true);
-  reset_peak_memory(Device::cpu());
+  reset_peak_memory(default_device());
   const std::size_t before = in_use();
   sum(x * 2.0).backward();
-  EXPECT_LT(memory_statistics(Device::cpu()).peak_bytes, before + 2 * kBytes + 4096);
+  EXPECT_LT(memory_statistics(default_device()).peak_bytes, before + 2 * kBytes + 4096);
 }
 
 /// x^3, as a user would write it.

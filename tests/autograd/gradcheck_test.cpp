@@ -35,7 +35,7 @@ struct Row {
 /// f, drawing the same random numbers at every call.
 std::function<Variable(const Variables&)> same_numbers(std::function<Variable(const Variables&)> f) {
   return [f = std::move(f)](const Variables& in) {
-    default_generator(Device::cpu()).set_step_offset(0);
+    default_generator(default_device()).set_step_offset(0);
     return f(in);
   };
 }
@@ -204,7 +204,9 @@ void add_attention(std::vector<Row>& rows) {
                     return attention(in[0], in[0], in[0], plain);
                   }});
 
-  const auto tables = [](std::int64_t rotated) { return ops::rope_tables(9, rotated, 100, DType::f64, Device::cpu()); };
+  const auto tables = [](std::int64_t rotated) {
+    return ops::rope_tables(9, rotated, 100, DType::f64, default_device());
+  };
   for (const std::int64_t rotated : {2, 6})
     rows.push_back({"rope_" + std::to_string(rotated) + "_of_6",
                     {{2, 3, 2, 6}},

@@ -30,7 +30,7 @@ Outcome run(bool again) {
   for (int i = 0; i < 3; ++i) y = again ? recompute(f, {y})[0] : f({y})[0];
   y = dropout(y, 0.25);
   y.backward(random_tensor({4, 6}, 3));
-  return {y.data(), x.grad(), w.grad(), default_generator(Device::cpu()).state()};
+  return {y.data(), x.grad(), w.grad(), default_generator(default_device()).state()};
 }
 
 TEST(Recompute, equals_the_plain_pass_with_its_random_numbers) {
@@ -58,7 +58,7 @@ TEST(Recompute, passes_gradcheck_with_several_inputs_and_outputs) {
 TEST(Recompute, keeps_only_the_inputs_until_the_backward_pass) {
   constexpr std::int64_t kElements = 1 << 18;
   constexpr std::size_t kBytes = kElements * sizeof(double);
-  const auto in_use = [] { return memory_statistics(Device::cpu()).current_bytes; };
+  const auto in_use = [] { return memory_statistics(default_device()).current_bytes; };
   const Variable x(Tensor::ones({kElements}, DType::f64), true);
   const auto f = [](const Variables& in) {
     Variable y = in[0];
@@ -88,7 +88,7 @@ TEST(Recompute, says_when_the_random_numbers_are_gone) {
   const Variable x(random_tensor({8}, 1), true);
   dropout(x, 0.5);
   const Variable y = recompute([](const Variables& in) { return Variables{dropout(in[0], 0.5)}; }, {x})[0];
-  default_generator(Device::cpu()).end_step();
+  default_generator(default_device()).end_step();
   EXPECT_ERROR(sum(y).backward(), "recompute: the generator was reset between the forward and the backward pass");
   EXPECT_ERROR(recompute([](const Variables& in) { return in; }, {}), "recompute: needs at least one input");
 }

@@ -7,6 +7,7 @@
 
 #include "core/philox.h"
 #include "tests/support/close.h"
+#include "tests/support/device.h"
 #include "tests/support/tensors.h"
 
 namespace switchyard {
@@ -14,7 +15,10 @@ namespace {
 
 using ops::AttentionOptions;
 using testing::element;
+using testing::numeric_gradient;
+using testing::random_mask;
 using testing::random_tensor;
+using testing::set_element;
 using testing::tensor_of;
 
 struct Sizes {
@@ -26,13 +30,6 @@ struct Operands {
   AttentionOptions options;
 };
 
-Tensor random_mask(const Shape& shape, std::uint64_t seed, unsigned percent) {
-  std::mt19937_64 random(seed);
-  const Tensor mask = Tensor::zeros(shape, DType::boolean);
-  for (std::int64_t i = 0; i < mask.numel(); ++i) mask.data<bool>()[i] = random() % 100 < percent;
-  return mask;
-}
-
 enum Feature { kCausal = 1, kOffset = 2, kMask = 4, kPadding = 8, kPositions = 16, kDropout = 32, kFeatures = 64 };
 
 Operands operands(const Sizes& size, int features, DType dtype) {
@@ -42,11 +39,12 @@ Operands operands(const Sizes& size, int features, DType dtype) {
   in.value = random_tensor({size.batch, size.keys, size.heads, size.value_width}, 3, dtype);
   in.dout = random_tensor({size.batch, size.queries, size.heads, size.value_width}, 4, dtype);
   AttentionOptions& options = in.options;
+  std::mt19937_64 random(5);
   options.scale = 0.7;
   options.causal = features & kCausal;
   if (features & kOffset) options.query_offset = 3;
-  if (features & kMask) options.mask = random_mask({size.queries, size.keys}, 5, 30);
-  if (features & kPadding) options.key_padding = random_mask({size.batch, size.keys}, 6, 30);
+  if (features & kMask) options.mask = random_mask({size.queries, size.keys}, random, 30);
+  if (features & kPadding) options.key_padding = random_mask({size.batch, size.keys}, random, 30);
   if (features & kPositions) {
     // Just the rows that visible pairs need.
     options.position_zero = size.queries - 1 + options.query_offset;
@@ -58,6 +56,13 @@ Operands operands(const Sizes& size, int features, DType dtype) {
     options.dropout = 0.3;
     options.stream = {99, Tensor::from<std::int64_t>({1000}, {1}), 17};
   }
+  return in;
+}
+
+Operands on_cpu(Operands in) {
+  for (Tensor* x : {&in.query, &in.key, &in.value, &in.dout, &in.options.mask, &in.options.key_padding,
+                    &in.options.position_key, &in.options.stream.base})
+    if (x->defined()) *x = x->to(Device::cpu());
   return in;
 }
 
@@ -104,17 +109,19 @@ struct NaiveRow {
 struct Naive {
   Tensor out, log_normalizer, probabilities, dquery, dkey, dvalue, dposition_key;
 
-  explicit Naive(const Operands& in) {
+  explicit Naive(const Operands& given) {
+    const Operands in = on_cpu(given);
     const std::int64_t batch = in.query.size(0), queries = in.query.size(1), heads = in.query.size(2);
     const std::int64_t keys = in.key.size(1), width = in.query.size(3), value_width = in.value.size(3);
-    out = Tensor::zeros(in.dout.shape(), DType::f64);
-    log_normalizer = Tensor::zeros({batch, heads, queries}, DType::f64);
-    probabilities = Tensor::zeros({batch, heads, queries, keys}, DType::f64);
-    dquery = Tensor::zeros(in.query.shape(), DType::f64);
-    dkey = Tensor::zeros(in.key.shape(), DType::f64);
-    dvalue = Tensor::zeros(in.value.shape(), DType::f64);
+    const auto zeros = [](const Shape& shape) { return Tensor::zeros(shape, DType::f64, Device::cpu()); };
+    out = zeros(in.dout.shape());
+    log_normalizer = zeros({batch, heads, queries});
+    probabilities = zeros({batch, heads, queries, keys});
+    dquery = zeros(in.query.shape());
+    dkey = zeros(in.key.shape());
+    dvalue = zeros(in.value.shape());
     const bool positions = in.options.position_key.defined();
-    if (positions) dposition_key = Tensor::zeros(in.options.position_key.shape(), DType::f64);
+    if (positions) dposition_key = zeros(in.options.position_key.shape());
     const auto at = [](const Tensor& x, const Shape& index) -> double& {
       std::int64_t offset = 0;
       for (std::int64_t axis = 0; axis < x.rank(); ++axis)
@@ -252,7 +259,7 @@ TEST(Attention, LargeLogitsStayFiniteAndNanComesThrough) {
   for (const float value : ops::attention(in.query, in.key, in.value, in.options).out.to_vector<float>()) {
     EXPECT_TRUE(std::isfinite(value));
   }
-  in.query.data<float>()[4] = NAN;  // of query 1
+  set_element(in.query, {0, 1, 0, 0}, NAN);
   const auto out = ops::attention(in.query, in.key, in.value, in.options).out;
   EXPECT_TRUE(std::isnan(out.select(1, 1).to_vector<float>()[0]));
   EXPECT_FALSE(std::isnan(out.select(1, 2).to_vector<float>()[0]));
@@ -288,19 +295,7 @@ TEST(Attention, GradientsAreThoseOfTheForwardPass) {
     for (std::size_t i = 0; i < out.size(); ++i) sum += out[i] * dout[i];
     return sum;
   };
-  const auto numeric = [&](const Tensor& parameter) {
-    std::vector<double> gradient;
-    for (std::int64_t i = 0; i < parameter.numel(); ++i) {
-      double& value = parameter.data<double>()[i];
-      const double old = value;
-      value = old + 1e-5;
-      const double above = objective();
-      value = old - 1e-5;
-      gradient.push_back((above - objective()) / 2e-5);
-      value = old;
-    }
-    return Tensor::from(gradient, parameter.shape());
-  };
+  const auto numeric = [&](const Tensor& parameter) { return numeric_gradient(parameter, objective); };
   const auto result = ops::attention(in.query, in.key, in.value, in.options);
   const auto gradients = ops::attention_backward(in.dout, in.query, in.key, in.value, result, in.options);
   EXPECT_CLOSE(gradients.dquery, numeric(in.query), 1e-8);
@@ -341,7 +336,8 @@ TEST(Attention, Errors) {
                "attention: value has shape [2, 7, 3, 6], expected [2, 8, 3, dv] for key [2, 8, 3, 4]");
   EXPECT_ERROR(with([](auto& o) { o.query_offset = -1; }), "attention: query_offset is -1, expected 0 or more");
   EXPECT_ERROR(with([](auto& o) { o.dropout = 1; }), "attention: dropout is 1, expected 0 <= p < 1");
-  EXPECT_ERROR(with([](auto& o) { o.dropout = 0.1; }), "attention: dropout needs a random stream on cpu");
+  EXPECT_ERROR(with([](auto& o) { o.dropout = 0.1; }),
+               "attention: dropout needs a random stream on " + testing::text_of(default_device()));
   EXPECT_ERROR(with([](auto& o) { o.scale = NAN; }), "attention: scale is nan");
   EXPECT_ERROR(with([](auto& o) {
                  o.mask = Tensor::zeros({8, 5}, DType::boolean);

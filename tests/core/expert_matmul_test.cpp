@@ -14,7 +14,10 @@ namespace {
 using ops::Activation;
 using ops::ExpertMatmulOptions;
 using ops::Rows;
+using testing::numeric_gradient;
+using testing::random_mask;
 using testing::random_tensor;
+using testing::set_element;
 
 constexpr Rows kAllRows[] = {Rows::token, Rows::row, Rows::pair};
 
@@ -94,9 +97,7 @@ std::vector<std::pair<std::string, ops::RoutingPlan>> plans() {
     return ops::routing_plan(ops::top_k(random_tensor({tokens, slots, experts}, random(), DType::f32), k), experts);
   };
   const auto mask = [&](std::int64_t tokens, std::int64_t slots, std::int64_t experts, unsigned percent) {
-    const Tensor taken = Tensor::zeros({tokens, slots, experts}, DType::boolean);
-    for (std::int64_t i = 0; i < taken.numel(); ++i) taken.data<bool>()[i] = random() % 100 < percent;
-    return ops::routing_plan_from_mask(taken);
+    return ops::routing_plan_from_mask(random_mask({tokens, slots, experts}, random, percent));
   };
   return {{"top 2 of 5", top_k(13, 1, 5, 2)},
           {"two slots", top_k(9, 2, 4, 2)},
@@ -232,19 +233,7 @@ TEST(ExpertMatmul, GradientsAreThoseOfTheForwardPass) {
     for (std::size_t i = 0; i < y.size(); ++i) sum += y[i] * dy[i];
     return sum;
   };
-  const auto numeric = [&](const Tensor& parameter) {
-    std::vector<double> gradient;
-    for (std::int64_t i = 0; i < parameter.numel(); ++i) {
-      double& value = parameter.data<double>()[i];
-      const double old = value;
-      value = old + 1e-5;
-      const double above = objective();
-      value = old - 1e-5;
-      gradient.push_back((above - objective()) / 2e-5);
-      value = old;
-    }
-    return Tensor::from(gradient, parameter.shape());
-  };
+  const auto numeric = [&](const Tensor& parameter) { return numeric_gradient(parameter, objective); };
   const auto input =
       ops::expert_matmul_input_backward(in.dy, in.x, in.weight, in.bias, in.gates, plan, options, true, true);
   const auto weight = ops::expert_matmul_weight_backward(in.dy, in.x, in.gates, plan, options, true);
@@ -273,7 +262,7 @@ TEST(ExpertMatmul, IsDeterministic) {
 
 TEST(ExpertMatmul, RowsWithoutAPairAreZero) {
   const Tensor mask = Tensor::zeros({3, 2}, DType::boolean);
-  mask.data<bool>()[2] = true;  // token 1, expert 0
+  set_element(mask, {1, 0}, 1);  // token 1, expert 0
   const auto plan = ops::routing_plan_from_mask(mask);
   const auto run = [&](Rows output) {
     return ops::expert_matmul(Tensor::ones({3, 4}), Tensor::ones({2, 4, 1}), {}, {}, plan, {Rows::token, output})

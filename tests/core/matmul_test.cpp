@@ -11,6 +11,7 @@
 #include "core/ops/norm.h"
 #include "core/parallel.h"
 #include "tests/support/close.h"
+#include "tests/support/device.h"
 #include "tests/support/tensors.h"
 
 namespace switchyard {
@@ -230,6 +231,7 @@ TEST(Matmul, LinearOfNoFeatures) {
 }
 
 TEST(Matmul, GemmInsideAParallelLoop) {
+  SKIP_ON_GPU("gemm and parallel_for are the CPU's");
   constexpr std::int64_t kCount = 24, kSize = 40;
   const Tensor a = random_tensor({kCount, kSize, kSize}, 1, DType::f64),
                b = random_tensor({kSize, kSize}, 2, DType::f64);

@@ -41,35 +41,37 @@ Tensor scaled(const Tensor& n, const Tensor& weight, const Tensor& bias) {
 
 /// d(sum(dy y))/dx by central differences of the formula above.
 Tensor numeric_dx(const Tensor& dy, const Tensor& x, const Tensor& weight, bool centred) {
-  const Tensor probe = x.to(DType::f64).clone();
+  const Tensor probe = x.to(DType::f64).to(Device::cpu()).clone();
   const std::int64_t d = x.size(-1), rows = x.numel() / d;
-  const Tensor dx = Tensor::zeros(x.shape(), DType::f64);
+  const Tensor all_dy = dy.to(Device::cpu()).contiguous().view({rows, d});
+  const Tensor own_weight = weight.defined() ? weight.to(Device::cpu()) : weight;
+  std::vector<double> dx;
   double* const values = probe.data<double>();
   for (std::int64_t k = 0; k < rows * d; ++k) {
     const Tensor row = probe.view({rows, d}).slice(0, k / d, k / d + 1);
-    const Tensor dy_row = dy.contiguous().view({rows, d}).slice(0, k / d, k / d + 1);
+    const Tensor dy_row = all_dy.slice(0, k / d, k / d + 1);
     const auto objective = [&](double value) {
       const double old = std::exchange(values[k], value);
-      const Tensor y = scaled(normalized(row, centred), weight, {});
+      const Tensor y = scaled(normalized(row, centred), own_weight, {});
       values[k] = old;
       double sum = 0;
       for_each_index(y.shape(), [&](const Shape& i) { sum += element(y, i) * element(dy_row, i); });
       return sum;
     };
     const double h = 1e-4, at = values[k];
-    dx.data<double>()[k] =
-        (8 * (objective(at + h) - objective(at - h)) - objective(at + 2 * h) + objective(at - 2 * h)) / (12 * h);
+    dx.push_back((8 * (objective(at + h) - objective(at - h)) - objective(at + 2 * h) + objective(at - 2 * h)) /
+                 (12 * h));
   }
-  return dx;
+  return Tensor::from(dx, x.shape());
 }
 
 /// Sum over rows of dy n, or of dy.
 Tensor parameter_gradient(const Tensor& dy, const Tensor& n) {
-  const Tensor sum = Tensor::zeros({dy.size(-1)}, DType::f64);
+  std::vector<double> sum(static_cast<std::size_t>(dy.size(-1)));
   for_each_index(dy.shape(), [&](const Shape& i) {
-    sum.data<double>()[i.back()] += element(dy, i) * (n.defined() ? element(n, i) : 1);
+    sum[static_cast<std::size_t>(i.back())] += element(dy, i) * (n.defined() ? element(n, i) : 1);
   });
-  return sum;
+  return Tensor::from(sum, {dy.size(-1)});
 }
 
 const Shape kShapes[] = {{5}, {2, 3, 7}, {3, 1}, {2, 100}, {150, 5}};
@@ -145,8 +147,9 @@ TEST(Norm, FloatParametersServeBfloat16Activations) {
 
 TEST(Norm, LargeMeanLosesNoAccuracy) {
   // With the variance as mean(x^2) - mean(x)^2, nothing but noise would be left of it in float.
-  const Tensor x =
-      tensor_of({1, 64}, [](const Shape& i) { return 4096 + static_cast<double>(i[1] % 7); }).to(DType::f32);
+  const Tensor x = tensor_of({1, 64}, [](const Shape& i) { return 4096 + static_cast<double>(i[1] % 7); })
+                       .to(DType::f32)
+                       .to(default_device());
   EXPECT_CLOSE(ops::layer_norm(x, {}, {}, kEpsilon).y, normalized(x, true), 1e-4);
 }
 

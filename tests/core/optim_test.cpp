@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "tests/support/close.h"
+#include "tests/support/device.h"
 #include "tests/support/tensors.h"
 
 namespace switchyard {
@@ -98,6 +99,7 @@ TEST(AdamW, WithoutGradientScale) {
 }
 
 TEST(AdamW, Errors) {
+  const std::string device = testing::text_of(default_device());
   Case one(Shape{4}, DType::f32, DType::f32, 0, 1);
   const auto update = [](const ops::AdamWSlot& slot) { ops::adamw({slot}, rate(0.1), step(1), {}, 0.9, 0.99, 1e-8); };
   EXPECT_NO_THROW(update(one.slot));
@@ -113,7 +115,7 @@ TEST(AdamW, Errors) {
   EXPECT_ERROR(update(bad), "adamw: slot 0 is f32, its gradient f64");
   bad = one.slot;
   bad.second_moment = Tensor::zeros({4}, DType::bf16);
-  EXPECT_ERROR(update(bad), "adamw: second_moment of slot 0 must be a dense f32 tensor [4] on cpu");
+  EXPECT_ERROR(update(bad), "adamw: second_moment of slot 0 must be a dense f32 tensor [4] on " + device);
   bad = one.slot;
   bad.master = Tensor::zeros({4});
   EXPECT_ERROR(update(bad), "adamw: slot 0 is f32 and takes no master copy");
@@ -124,7 +126,7 @@ TEST(AdamW, Errors) {
   bad.parameter = Tensor::zeros({8}).slice(0, 0, 8, 2);
   EXPECT_ERROR(update(bad), "adamw: slot 0 is not dense");
   EXPECT_ERROR(ops::adamw({one.slot}, Tensor::scalar(0.1), step(1), {}, 0.9, 0.99, 1e-8),
-               "adamw: learning_rate must be f64 [1] on cpu");
+               "adamw: learning_rate must be f64 [1] on " + device);
   EXPECT_ERROR(ops::adamw({one.slot}, rate(0.1), step(1), {}, 1.0, 0.99, 1e-8),
                "adamw: betas are 1 and 0.99, expected 0 <= beta < 1");
 }

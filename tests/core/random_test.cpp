@@ -19,6 +19,11 @@ RandomStream stream_at(std::uint64_t seed, std::uint64_t offset = 0) {
   return {seed, Tensor::full({1}, 1000, DType::i64), offset};
 }
 
+/// The same for ops::normal, which draws initial weights and is the CPU's alone.
+RandomStream cpu_stream_at(std::uint64_t seed, std::uint64_t offset = 0) {
+  return {seed, Tensor::full({1}, 1000, DType::i64, Device::cpu()), offset};
+}
+
 TEST(Uniform, ElementsAreThoseOfThePhiloxSequence) {
   for (const std::int64_t numel : {1, 3, 4, 511, 512, 513, 40003})
     for (const DType dtype : kFloatingDTypes) {
@@ -34,7 +39,7 @@ TEST(Uniform, ElementsAreThoseOfThePhiloxSequence) {
 }
 
 TEST(Uniform, StreamsContinueEachOther) {
-  Generator one(3), two(3);
+  Generator one(3, default_device()), two(3, default_device());
   const auto whole = ops::uniform({40}, one.next(40)).to_vector<float>();
   auto parts = ops::uniform({24}, two.next(24)).to_vector<float>();
   two.end_step();
@@ -57,7 +62,7 @@ TEST(Uniform, StaysInItsRange) {
 
 TEST(Normal, HasTheMomentsOfANormalDistribution) {
   const std::int64_t count = 200001;
-  const auto values = ops::normal({count}, stream_at(2), 3, 0.5, DType::f64).to_vector<double>();
+  const auto values = ops::normal({count}, cpu_stream_at(2), 3, 0.5, DType::f64).to_vector<double>();
   double moments[5] = {};
   for (const double value : values)
     for (int k = 1; k <= 4; ++k) moments[k] += std::pow((value - 3) / 0.5, k) / static_cast<double>(count);
@@ -72,12 +77,12 @@ TEST(Normal, HasTheMomentsOfANormalDistribution) {
 }
 
 TEST(Normal, ElementsDependOnTheirPositionOnly) {
-  const auto all = ops::normal({1003}, stream_at(2)).to_vector<float>();
-  const auto first = ops::normal({5}, stream_at(2)).to_vector<float>();
+  const auto all = ops::normal({1003}, cpu_stream_at(2)).to_vector<float>();
+  const auto first = ops::normal({5}, cpu_stream_at(2)).to_vector<float>();
   EXPECT_TRUE(std::equal(first.begin(), first.end(), all.begin()));
-  const auto later = ops::normal({5}, stream_at(2, 2)).to_vector<float>();
+  const auto later = ops::normal({5}, cpu_stream_at(2, 2)).to_vector<float>();
   EXPECT_TRUE(std::equal(later.begin(), later.end(), all.begin() + 8));
-  EXPECT_EQ(ops::normal({0, 3}, stream_at(2)).shape(), Shape({0, 3}));
+  EXPECT_EQ(ops::normal({0, 3}, cpu_stream_at(2)).shape(), Shape({0, 3}));
 }
 
 TEST(Bernoulli, IsAComparisonOfUniforms) {
@@ -115,7 +120,7 @@ TEST(Random, DoesNotDependOnTheNumberOfThreads) {
   for (const int count : {1, 3}) {
     omp_set_num_threads(count);
     results.push_back(ops::uniform({100003}, stream_at(6)).to_vector<float>());
-    results.push_back(ops::normal({100003}, stream_at(6)).to_vector<float>());
+    results.push_back(ops::normal({100003}, cpu_stream_at(6)).to_vector<float>());
   }
   omp_set_num_threads(threads);
   EXPECT_EQ(results[0], results[2]);
@@ -123,12 +128,12 @@ TEST(Random, DoesNotDependOnTheNumberOfThreads) {
 }
 
 TEST(Random, Errors) {
-  const RandomStream stream = stream_at(1);
+  const RandomStream stream = stream_at(1), on_cpu = cpu_stream_at(1);
   EXPECT_ERROR(ops::uniform({2}, {}), "uniform: the random stream has no generator");
   EXPECT_ERROR(ops::uniform({2}, stream, 0, 1, DType::i32), "uniform: expected a floating dtype");
   EXPECT_ERROR(ops::uniform({2}, stream, 1, 0), "uniform: bad range 1 to 0");
-  EXPECT_ERROR(ops::normal({2}, stream, 0, -1), "normal: bad mean 0 or deviation -1");
-  EXPECT_ERROR(ops::normal({2}, stream, 0, 1, DType::i64), "normal: expected a floating dtype");
+  EXPECT_ERROR(ops::normal({2}, on_cpu, 0, -1), "normal: bad mean 0 or deviation -1");
+  EXPECT_ERROR(ops::normal({2}, on_cpu, 0, 1, DType::i64), "normal: expected a floating dtype");
   EXPECT_ERROR(ops::bernoulli({2}, stream, 1.5), "bernoulli: probability 1.5 is outside 0..1");
   EXPECT_ERROR(ops::bernoulli({2}, stream, NAN), "bernoulli: probability nan");
   EXPECT_ERROR(ops::dropout(Tensor::zeros({2}), stream, 1), "dropout: probability 1 is outside [0, 1)");

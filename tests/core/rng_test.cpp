@@ -24,7 +24,7 @@ TEST(Philox, ElementsAndUniforms) {
 }
 
 TEST(Generator, StretchesNeverOverlap) {
-  Generator generator(5);
+  Generator generator(5, default_device());
   const RandomStream first = generator.next(5), second = generator.next(1), third = generator.next(0);
   EXPECT_EQ(first.offset, 0u);
   EXPECT_EQ(second.offset, 2u);
@@ -38,12 +38,12 @@ TEST(Generator, StretchesNeverOverlap) {
 }
 
 TEST(Generator, StateContinues) {
-  Generator generator(9);
+  Generator generator(9, default_device());
   generator.next(100);
   generator.end_step();
   generator.next(10);
   const GeneratorState state = generator.state();
-  Generator other(1);
+  Generator other(1, default_device());
   other.set_state(state);
   EXPECT_EQ(other.state(), state);
   EXPECT_EQ(other.state().position, 28u);
@@ -51,8 +51,8 @@ TEST(Generator, StateContinues) {
 
 TEST(Generator, SeedAllRestartsTheDefault) {
   seed_all(3);
-  Generator& generator = default_generator(Device::cpu());
-  EXPECT_EQ(&generator, &default_generator(Device::cpu()));
+  Generator& generator = default_generator(default_device());
+  EXPECT_EQ(&generator, &default_generator(default_device()));
   generator.next(16);
   EXPECT_EQ(generator.state(), (GeneratorState{3, 4}));
   seed_all(4);

@@ -15,7 +15,7 @@ using testing::random_tensor;
 constexpr double kBase = 10000;
 
 ops::RopeTables tables(std::int64_t positions, std::int64_t rotated, DType dtype) {
-  return ops::rope_tables(positions, rotated, kBase, dtype, Device::cpu());
+  return ops::rope_tables(positions, rotated, kBase, dtype, default_device());
 }
 
 TEST(RopeTables, AreCosineAndSineOfPositionTimesFrequency) {
@@ -90,7 +90,7 @@ TEST(Rope, Errors) {
   EXPECT_ERROR(tables(4, 3, DType::f32), "rope_tables: rotated is 3, expected an even number");
   EXPECT_ERROR(tables(-1, 2, DType::f32), "rope_tables: positions is -1");
   EXPECT_ERROR(tables(4, 2, DType::bf16), "rope_tables: dtype is bf16, expected f32 or f64");
-  EXPECT_ERROR(ops::rope_tables(4, 2, -1, DType::f32, Device::cpu()), "rope_tables: base is -1");
+  EXPECT_ERROR(ops::rope_tables(4, 2, -1, DType::f32, default_device()), "rope_tables: base is -1");
   EXPECT_ERROR(ops::rope(x, tables(4, 8, DType::f32), 0),
                "rope: the tables rotate 8 channels, expected an even number up to the head width 6");
   EXPECT_ERROR(ops::rope(x, tables(4, 4, DType::f32), 2), "rope: positions 2 to 5 are outside tables of 4 positions");

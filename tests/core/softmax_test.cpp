@@ -35,7 +35,7 @@ TEST(Softmax, MatchesTheFormulas) {
       rows.pop_back();
       const Tensor lse = tensor_of(rows, [&](Shape i) { return i.push_back(0), log_sum(x, i); });
       // The backward passes take the rounded output, as the forward pass returns it.
-      const Tensor y = p.to(dtype), log_y = log_p.to(dtype);
+      const Tensor y = p.to(dtype).to(default_device()), log_y = log_p.to(dtype).to(default_device());
       const Tensor dx = tensor_of(shape, [&](const Shape& i) {
         const double mean = row_sum(x, i, [&](const Shape& j) { return element(dy, j) * element(y, j); });
         return element(y, i) * (element(dy, i) - mean);
@@ -62,7 +62,8 @@ TEST(Softmax, MatchesTheFormulas) {
 TEST(Softmax, ShiftedRowsGiveTheSame) {
   for (const double shift : {1000.0, -1000.0}) {
     const Tensor x = Tensor::from<float>({1, 2, 3, 4.5f}, {1, 4});
-    const Tensor moved = tensor_of({1, 4}, [&](const Shape& i) { return element(x, i) + shift; }).to(DType::f32);
+    const Tensor moved =
+        tensor_of({1, 4}, [&](const Shape& i) { return element(x, i) + shift; }).to(DType::f32).to(default_device());
     EXPECT_CLOSE(ops::softmax(moved), ops::softmax(x), 0);
     EXPECT_CLOSE(ops::log_softmax(moved), ops::log_softmax(x), 0);
     EXPECT_NEAR(ops::logsumexp(moved).item<double>(), ops::logsumexp(x).item<double>() + shift, 1e-4);

@@ -69,7 +69,7 @@ class File {
   const std::vector<std::string>& names() const { return file_.names(); }
   Tensor tensor(const std::string& name) const {
     read_.insert(name);
-    return file_.load(name);
+    return file_.load(name).to(default_device());
   }
   Tensor tensor(const std::string& name, DType dtype) const { return tensor(name).to(dtype); }
 

@@ -141,9 +141,9 @@ double kept_bytes(LanguageModelConfig config, std::int64_t batch) {
   const auto model = build_language_model(config);
   const Variable x(random_tensor({batch, config.context, config.width}, 1, DType::f32), true);
   model->block(0).forward(x);  // tables and workspaces of the first call are not counted
-  const std::size_t before = memory_statistics(Device::cpu()).current_bytes;
+  const std::size_t before = memory_statistics(default_device()).current_bytes;
   const nn::LayerOutput out = model->block(0).forward(x);
-  const std::size_t after = memory_statistics(Device::cpu()).current_bytes;
+  const std::size_t after = memory_statistics(default_device()).current_bytes;
   // x itself was there before; the block's output is the next block's input.
   return static_cast<double>(after - before);
 }

@@ -112,9 +112,9 @@ TEST(Router, expert_dropout_hides_experts_in_training_only) {
   router.eval();
   const Routing plain = router.route(x);
   router.train();
-  const auto state = default_generator(Device::cpu()).step_offset();
+  const auto state = default_generator(default_device()).step_offset();
   const Routing dropped = router.route(x);
-  default_generator(Device::cpu()).set_step_offset(state);
+  default_generator(default_device()).set_step_offset(state);
   EXPECT_EQ(router.route(x).indices.to_vector<int>(), dropped.indices.to_vector<int>());
   // The best expert is hidden from 40% of the rows.
   const auto a = plain.indices.to_vector<int>(), b = dropped.indices.to_vector<int>();

@@ -44,7 +44,9 @@ Tensor naive(SigmaMoe& layer, const Tensor& x, const Routing& routing) {
   const SigmaMoeOptions& o = layer.options();
   const Tensor keys = parameter(layer, "keys"), values = parameter(layer, "values");
   const Tensor bias = parameter(layer, "bias"), output_bias = parameter(layer, "output_bias");
-  const auto act = [&](double z) { return ops::unary(o.activation, Tensor::full({1}, z, DType::f64)).item<double>(); };
+  const auto act = [&](double z) {
+    return ops::unary(o.activation, Tensor::scalar(z, DType::f64, Device::cpu())).item<double>();
+  };
   return tensor_of({x.size(0), x.size(1), o.output_width}, [&](const Shape& at) {
     const std::int64_t n = at[0] * x.size(1) + at[1];
     double y = output_bias.defined() ? element(output_bias, {at[2]}) : 0;

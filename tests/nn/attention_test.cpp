@@ -84,12 +84,14 @@ double sinusoid(std::int64_t n, std::int64_t channel) {
 
 /// The layer from its definition, one multiplication at a time, scaling q, k and sinusoids by d^(-1/4) each.
 /// hidden(b, i, j) tells which keys a query does not see; query i stands at position i + offset.
-Tensor naive(const std::map<std::string, Tensor>& p, const PositionOptions& position, const Tensor& x,
-             const Tensor& source, std::int64_t offset,
+Tensor naive(std::map<std::string, Tensor> p, const PositionOptions& position, const Tensor& given_x,
+             const Tensor& given_source, std::int64_t offset,
              const std::function<bool(std::int64_t, std::int64_t, std::int64_t)>& hidden) {
+  for (auto& [name, tensor] : p) tensor = tensor.to(Device::cpu());
+  const Tensor x = given_x.to(Device::cpu()), source = given_source.to(Device::cpu());
   const std::int64_t batch = x.size(0), queries = x.size(1), keys = source.size(1);
   const double s = std::pow(static_cast<double>(kHeadWidth), -0.25);
-  const Tensor attended = Tensor::zeros({batch, queries, kHeads * kHeadWidth}, DType::f64);
+  const Tensor attended = Tensor::zeros({batch, queries, kHeads * kHeadWidth}, DType::f64, Device::cpu());
   for (std::int64_t b = 0; b < batch; ++b) {
     for (std::int64_t h = 0; h < kHeads; ++h) {
       Matrix q = project(x, b, h, p.at("query.weight")), k = project(source, b, h, p.at("key.weight"));
@@ -289,9 +291,9 @@ TEST(MultiHeadAttention, says_what_is_wrong) {
 }
 
 TEST(PositionEncoding, sinusoid_table_is_the_formula) {
-  const Tensor table = sinusoid_table(-3, 2, 6, DType::f64, Device::cpu());
+  const Tensor table = sinusoid_table(-3, 2, 6, DType::f64, default_device());
   EXPECT_CLOSE(table, tensor_of({6, 6}, [](const Shape& i) { return sinusoid(i[0] - 3, i[1]); }), 1e-15);
-  EXPECT_ERROR(sinusoid_table(1, 0, 6, DType::f64, Device::cpu()), "sinusoid_table: positions 1 to 0, width 6");
+  EXPECT_ERROR(sinusoid_table(1, 0, 6, DType::f64, default_device()), "sinusoid_table: positions 1 to 0, width 6");
 }
 
 TEST(PositionEncoding, tables_follow_the_sequence_and_the_dtype) {

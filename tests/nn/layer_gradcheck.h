@@ -15,7 +15,7 @@ inline void expect_gradients(Module& module, const Variables& inputs,
   Variables all = inputs;
   for (const Variable& p : module.parameters()) all.push_back(p);
   const auto same_numbers = [&](const Variables& in) {
-    default_generator(Device::cpu()).set_step_offset(0);
+    default_generator(default_device()).set_step_offset(0);
     return f(in);
   };
   const GradcheckResult result = gradcheck(same_numbers, all);

@@ -82,7 +82,7 @@ TEST(Module, converts_in_place) {
   EXPECT_TRUE(handle.requires_grad());
   EXPECT_EQ(tree.left.running.dtype(), DType::f64);
   EXPECT_EQ(tree.left.count.dtype(), DType::i64);
-  tree.to(Device::cpu());
+  tree.to(default_device());
   EXPECT_EQ(handle.dtype(), DType::f64);
   EXPECT_ERROR(tree.to(DType::i32), "Module::to: parameters need a floating dtype (f32, f64, bf16), got i32");
 }

@@ -158,7 +158,7 @@ TEST(LanguageModel, recompute_changes_nothing_but_memory) {
     const auto model = make(shape, DType::f64, 0.1);
     seed_all(9);
     const LanguageModelLoss loss = model->loss(tokens({2, 6}, 1), tokens({2, 6}, 2));
-    const std::size_t held = memory_statistics(Device::cpu()).current_bytes;
+    const std::size_t held = memory_statistics(default_device()).current_bytes;
     loss.total.backward();
     std::vector<Tensor> results = {loss.total.data()};
     for (const Variable& p : model->parameters()) results.push_back(p.grad());
@@ -284,7 +284,7 @@ std::vector<double> train(LanguageModel& model, int steps, double rate) {
     optimizer.zero_grad();
     loss.total.backward();
     optimizer.step(clip_gradients(model.parameters(), 1.0).factor);
-    default_generator(Device::cpu()).end_step();
+    default_generator(default_device()).end_step();
   }
   return losses;
 }

@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 
+#include "tests/support/device.h"
 #include "tests/support/temporary_folder.h"
 #include "train/trainer.h"
 
@@ -39,6 +40,7 @@ inline Config tiny_config(const std::filesystem::path& folder) {
   config.model.feedforward.entropy_regularizer = 0.01;
   config.data.files = {(folder / "text.txt").string()};
   config.data.validation_windows = 8;
+  config.training.device = testing::text_of(default_device());
   config.training.steps = 12;
   config.training.batch = 4;
   config.training.log_every = 1;

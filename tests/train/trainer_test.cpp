@@ -126,9 +126,9 @@ TEST(Trainer, MemoryDoesNotGrow) {
     TrainingState state(config, text);
     for (int i = 0; i < 20; ++i) state.advance();
     state.take_records();
-    const auto before = memory_statistics(Device::cpu());
+    const auto before = memory_statistics(default_device());
     for (int i = 0; i < 200; ++i) state.advance();
-    const auto after = memory_statistics(Device::cpu());
+    const auto after = memory_statistics(default_device());
     EXPECT_EQ(after.current_bytes, before.current_bytes);
     EXPECT_EQ(after.peak_bytes, before.peak_bytes);
   }
@@ -178,7 +178,7 @@ TEST(Evaluation, IsTheMeanOverWindows) {
   model->eval();
   const NoGradGuard no_grad;
   const data::Batch windows = data::validation_windows(text.validation, 7, 16);
-  const auto logits = model->logits(windows.inputs).data().to_vector<double>();
+  const auto logits = model->logits(windows.inputs.to(default_device())).data().to_vector<double>();
   const auto targets = windows.targets.to_vector<std::int64_t>();
   double sum = 0;
   for (std::size_t i = 0; i < targets.size(); ++i) {
