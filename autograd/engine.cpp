@@ -22,26 +22,21 @@ void check_finite(const Tensor& tensor, const char* what, const char* op, const 
         " NaN or infinite values of ", tensor.numel(), ", shape ", tensor.shape());
 }
 
-/// A gradient under construction. It grows in place unless others can see its memory: the first contribution may be
-/// what another op saved, or part of other gradients.
+/// A gradient under construction. It grows in place in the first term that others cannot see: a term may be what another
+/// op saved, or part of other gradients.
 class Sum {
  public:
-  void add(const Tensor& term) {
-    if (!value_.defined()) {
-      value_ = term;
-    } else if (is_ours()) {
-      ops::accumulate(value_, term);
-    } else {
-      value_ = ops::add(value_, term);
-    }
+  void add(Tensor term) {
+    if (value_.defined() && is_exclusive(term)) std::swap(value_, term);
+    if (!value_.defined()) value_ = std::move(term);
+    else if (is_exclusive(value_)) ops::accumulate(value_, term);
+    else value_ = ops::add(value_, term);
   }
   /// The sum so far if it may be written to, else undefined.
-  Tensor writable() const { return value_.defined() && is_ours() ? value_ : Tensor{}; }
+  Tensor writable() const { return value_.defined() && is_exclusive(value_) ? value_ : Tensor{}; }
   Tensor take() { return std::move(value_); }
 
  private:
-  bool is_ours() const { return value_.storage().use_count() == 1 && value_.is_contiguous(); }
-
   Tensor value_;
 };
 
@@ -54,9 +49,7 @@ void add_to_leaf(VariableState& leaf, Tensor gradient) {
     ops::accumulate(leaf.grad, gradient);
     return;
   }
-  // The gradient becomes the leaf's own only if nobody else can see its memory.
-  const bool shared = gradient.storage().use_count() > 1 || !gradient.is_contiguous();
-  leaf.grad = shared ? gradient.clone() : std::move(gradient);
+  leaf.grad = is_exclusive(gradient) ? std::move(gradient) : gradient.clone();
 }
 
 class Pass {
@@ -134,7 +127,7 @@ class Pass {
             " for an input of shape ", expected, " made by op '", edge.node->name, "'");
       Pending& pending = pending_[edge.node->sequence];
       if (!pending.node) pending = {edge.node, std::vector<Sum>(edge.node->outputs.size())};
-      pending.sums[edge.output].add(gradient);
+      pending.sums[edge.output].add(std::move(gradient));
     }
   }
 
@@ -142,6 +135,8 @@ class Pass {
 };
 
 }  // namespace
+
+bool is_exclusive(const Tensor& gradient) { return gradient.storage().use_count() == 1 && gradient.is_contiguous(); }
 
 namespace {
 

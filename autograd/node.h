@@ -87,6 +87,9 @@ class CustomOp {
 /// Runs a custom op and records it. Use a new instance for every call.
 Variables apply_op(const std::shared_ptr<CustomOp>& op, const Variables& inputs);
 
+/// True if nobody else can see the gradient's elements, so that its holder may overwrite them.
+bool is_exclusive(const Tensor& gradient);
+
 /// Backward from several variables at once; seeds as in Variable::backward (an undefined one means 1).
 void backward(const Variables& roots, const std::vector<Tensor>& seeds);
 

@@ -193,29 +193,6 @@ __global__ void position_gradient(Backward<D> g, D* out) {
   store_channels<D>(sums, A(1), p.query.width, out + (static_cast<std::int64_t>(r) * p.heads + h) * p.query.width);
 }
 
-/// A block per token.
-template <class D>
-__global__ void rotate(Heads<D> x, int length, int heads, const compute_t<D>* cosine, const compute_t<D>* sine,
-                       int rotated, std::int64_t first_position, compute_t<D> direction, D* out) {
-  using A = compute_t<D>;
-  const int b = static_cast<int>(blockIdx.x) / length, t = static_cast<int>(blockIdx.x) % length, half = rotated / 2;
-  out += static_cast<std::int64_t>(blockIdx.x) * heads * x.width;
-  cosine += (first_position + t) * rotated;
-  sine += (first_position + t) * rotated;
-  for (int i = threadIdx.x; i < heads * x.width; i += blockDim.x) {
-    const int h = i / x.width, channel = i % x.width;
-    const D* from = x.row(b, h, t);
-    if (channel >= rotated) {
-      out[i] = from[channel];
-      continue;
-    }
-    const bool lower = channel < half;
-    const int pair = lower ? channel : channel - half;
-    const A other = load(from + (lower ? channel + half : channel - half)), s = direction * sine[pair];
-    out[i] = convert<D>(load(from + channel) * cosine[pair] + (lower ? -other : other) * s);
-  }
-}
-
 unsigned warp_blocks(std::int64_t warps) { return blocks_for(warps, kWarps); }
 
 }  // namespace
@@ -276,20 +253,6 @@ void attention_probabilities(const Tensor& query, const Tensor& key, const ops::
                                                                            pointer<accumulate_t<T>>(out));
   });
   check_launch("attention_probabilities");
-}
-
-void rope(const Tensor& x, const Tensor& cosine, const Tensor& sine, std::int64_t first_position, bool inverse,
-          const Tensor& out) {
-  if (out.numel() == 0) return;
-  dispatch_floating(x.dtype(), "rope", [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    using A = accumulate_t<T>;
-    const std::int64_t channels = x.size(2) * x.size(3);
-    rotate<<<blocks_for(x.size(0) * x.size(1), 1), channels >= 256 ? 256 : 64, 0, stream_of(x)>>>(
-        heads_of<T>(x), static_cast<int>(x.size(1)), static_cast<int>(x.size(2)), pointer<A>(cosine), pointer<A>(sine),
-        static_cast<int>(cosine.size(1)), first_position, inverse ? A(-1) : A(1), pointer<T>(out));
-  });
-  check_launch("rope");
 }
 
 }  // namespace switchyard::cuda

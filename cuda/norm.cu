@@ -1,160 +1,256 @@
-// Layer norm and RMS norm over rows of [n, d]. Forward reads x once and writes y once; backward reads dy and x once,
-// writes dx once, and keeps the sums for weight and bias in registers: a block walks over many rows, and its partial
-// sums, one row of [blocks, d], are added in order by a second small kernel.
+// Layer norm and RMS norm over rows of [n, d], with the addition that stands before them in a residual stream. Forward
+// reads x (and the addend) once and writes y (and the sum) once. Backward reads dy and x (and the sum's gradient) once
+// and writes dx once; it keeps the sums for weight and bias in registers: a block walks over many rows and leaves one
+// row of partial sums, which a second small kernel adds in order.
 
 #include "core/kernels/norm.h"
-#include "cuda/reduce.cuh"
+#include "cuda/device/reduce.cuh"
+#include "cuda/launch.cuh"
 
 namespace switchyard::cuda {
 namespace {
 
-constexpr int kPerThread = 32;    // row elements a thread holds
-constexpr int kMaxThreads = 256;  // so rows of up to 8192 elements
+/// How a block shares out a row: threads take pieces of kWidth neighbours in turn, up to kPieces each.
+template <int kPieceCount, int kPieceWidth>
+struct Spread {
+  static constexpr int kPieces = kPieceCount, kWidth = kPieceWidth, kPerThread = kPieces * kWidth;
+  static constexpr int kThreads = kPieces == 1 ? 256 : 512;  // at most
+  static constexpr int kBlocks = kPieces == 1 ? 3 : 1;       // that a multiprocessor should hold, at least
 
-/// Which of the row's elements a thread holds: kWidth neighbours at a time, threads side by side.
-template <int kWidth>
-__device__ inline int column_of(int slot) {
-  return (slot / kWidth) * blockDim.x * kWidth + threadIdx.x * kWidth + slot % kWidth;
-}
+  /// The row's element that this thread holds in `slot`.
+  __device__ static int column(int slot) { return (slot / kWidth * blockDim.x + threadIdx.x) * kWidth + slot % kWidth; }
+};
 
-template <int kWidth, class D>
-__device__ inline void load_row(const D* row, int width, compute_t<D> (&values)[kPerThread]) {
+constexpr int kLongestRow = 8192;
+constexpr int kMaxWarps = 16;
+
+/// One thread's share of a row, as it lies in memory: bf16 takes half the registers of its float values.
+template <class S, class D>
+struct Share {
+  Vector<D, S::kWidth> pieces[S::kPieces];
+
+  __device__ compute_t<D> operator[](int slot) const {
+    return load(&pieces[slot / S::kWidth].values[slot % S::kWidth]);
+  }
+  __device__ void set(int slot, compute_t<D> value) {
+    pieces[slot / S::kWidth].values[slot % S::kWidth] = convert<D>(value);
+  }
+  /// Zeros stand in beyond the end of the row, and for a row that is not there.
+  __device__ void read(const D* row, int width) {
 #pragma unroll
-  for (int slot = 0; slot < kPerThread; slot += kWidth) {
-    const int column = column_of<kWidth>(slot);
-    if (column < width) {
-      const auto piece = *reinterpret_cast<const Vector<D, kWidth>*>(row + column);
-#pragma unroll
-      for (int i = 0; i < kWidth; ++i) values[slot + i] = load(&piece.values[i]);
-    } else {
-#pragma unroll
-      for (int i = 0; i < kWidth; ++i) values[slot + i] = 0;
+    for (int piece = 0; piece < S::kPieces; ++piece) {
+      const int column = S::column(piece * S::kWidth);
+      pieces[piece] =
+          row && column < width ? *reinterpret_cast<const Vector<D, S::kWidth>*>(row + column) : Vector<D, S::kWidth>{};
     }
   }
-}
-
-template <int kWidth, class D>
-__device__ inline void store_row(D* row, int width, const compute_t<D> (&values)[kPerThread]) {
+  __device__ void write(D* row, int width) const {
 #pragma unroll
-  for (int slot = 0; slot < kPerThread; slot += kWidth) {
-    const int column = column_of<kWidth>(slot);
-    if (column >= width) continue;
-    Vector<D, kWidth> piece;
-#pragma unroll
-    for (int i = 0; i < kWidth; ++i) piece.values[i] = convert<D>(values[slot + i]);
-    *reinterpret_cast<Vector<D, kWidth>*>(row + column) = piece;
-  }
-}
-
-/// y = (x - mean) * scale * weight + bias; kCentered is false for RMS norm, whose mean is 0.
-template <bool kCentered, int kWidth, class D>
-__global__ void norm_forward(const D* x, const D* weight, const D* bias, compute_t<D> epsilon, int width, D* y,
-                             compute_t<D>* mean_out, compute_t<D>* scale_out) {
-  using A = compute_t<D>;
-  __shared__ A scratch[32];
-  const std::int64_t row = blockIdx.x;
-  A values[kPerThread];
-  load_row<kWidth>(x + row * width, width, values);
-  A mean = 0;
-  if constexpr (kCentered) {
-    A sum = 0;
-#pragma unroll
-    for (int i = 0; i < kPerThread; ++i) sum += values[i];
-    mean = block_reduce(sum, Add{}, A(0), scratch) / width;
-  }
-  A squares = 0;
-#pragma unroll
-  for (int i = 0; i < kPerThread; ++i) {
-    const A centered = column_of<kWidth>(i) < width ? values[i] - mean : A(0);
-    squares += centered * centered;
-  }
-  const A scale = A(1) / sqrt(block_reduce(squares, Add{}, A(0), scratch) / width + epsilon);
-#pragma unroll
-  for (int i = 0; i < kPerThread; ++i) {
-    const int column = column_of<kWidth>(i);
-    if (column >= width) continue;
-    values[i] = (values[i] - mean) * scale;
-    if (weight) values[i] *= load(weight + column);
-    if (bias) values[i] += load(bias + column);
-  }
-  store_row<kWidth>(y + row * width, width, values);
-  if (threadIdx.x == 0) {
-    if constexpr (kCentered) mean_out[row] = mean;
-    scale_out[row] = scale;
-  }
-}
-
-/// With n = (x - mean) scale and g = dy weight: dx = scale (g - mean(g) - n mean(g n)), mean(g) only if centered;
-/// dweight = sum of dy n, dbias = sum of dy over rows. Block b takes rows b, b + grid, ...
-template <bool kCentered, int kWidth, class D>
-__global__ void norm_backward(const D* dy, const D* x, const D* weight, const compute_t<D>* mean,
-                              const compute_t<D>* scale, std::int64_t rows, int width, D* dx,
-                              compute_t<D>* dweight_partial, compute_t<D>* dbias_partial) {
-  using A = compute_t<D>;
-  __shared__ A scratch[32];
-  A dweight[kPerThread] = {}, dbias[kPerThread] = {};
-  for (std::int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
-    A n[kPerThread], g[kPerThread];
-    load_row<kWidth>(x + row * width, width, n);
-    load_row<kWidth>(dy + row * width, width, g);
-    const A row_scale = scale[row];
-    const A row_mean = kCentered ? mean[row] : A(0);
-    A sum_g = 0, sum_gn = 0;
-#pragma unroll
-    for (int i = 0; i < kPerThread; ++i) {
-      const int column = column_of<kWidth>(i);
-      if (column >= width) continue;
-      n[i] = (n[i] - row_mean) * row_scale;
-      dweight[i] += g[i] * n[i];
-      dbias[i] += g[i];
-      if (weight) g[i] *= load(weight + column);
-      sum_g += g[i];
-      sum_gn += g[i] * n[i];
+    for (int piece = 0; piece < S::kPieces; ++piece) {
+      const int column = S::column(piece * S::kWidth);
+      if (column < width) *reinterpret_cast<Vector<D, S::kWidth>*>(row + column) = pieces[piece];
     }
-    const A mean_gn = block_reduce(sum_gn, Add{}, A(0), scratch) / width;
-    const A mean_g = kCentered ? block_reduce(sum_g, Add{}, A(0), scratch) / width : A(0);
-#pragma unroll
-    for (int i = 0; i < kPerThread; ++i) g[i] = row_scale * (g[i] - mean_g - n[i] * mean_gn);
-    store_row<kWidth>(dx + row * width, width, g);
   }
+};
+
+/// Adds up kCount values over the block, in a fixed order; every thread gets the sums. One barrier: `scratch` may be
+/// written again only after another one, so calls take turns with two.
+template <int kCount, class A>
+__device__ inline void block_sums(A (&values)[kCount], A (&scratch)[kCount][kMaxWarps]) {
 #pragma unroll
-  for (int i = 0; i < kPerThread; ++i) {
-    const int column = column_of<kWidth>(i);
-    if (column >= width) continue;
-    if (dweight_partial) dweight_partial[static_cast<std::int64_t>(blockIdx.x) * width + column] = dweight[i];
-    if (dbias_partial) dbias_partial[static_cast<std::int64_t>(blockIdx.x) * width + column] = dbias[i];
+  for (A& value : values) value = warp_reduce(value, Add{});
+  const int warps = blockDim.x / 32;
+  if (warps == 1) return;
+  if (threadIdx.x % 32 == 0)
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) scratch[i][threadIdx.x / 32] = values[i];
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    values[i] = 0;
+    for (int warp = 0; warp < warps; ++warp) values[i] += scratch[i][warp];
   }
 }
 
-int threads_for(const char* op, std::int64_t width) {
-  check(width <= kPerThread * kMaxThreads, op, ": rows of ", width, " elements, the CUDA kernel takes at most ",
-        kPerThread * kMaxThreads);
-  const std::int64_t threads = (width + kPerThread - 1) / kPerThread;
-  return static_cast<int>((std::max<std::int64_t>(threads, 1) + 31) / 32 * 32);
+template <class D>
+struct ForwardRows {
+  const D *x, *addend, *weight, *bias;  // null where there is none, but for x
+  D *sum, *y;
+  compute_t<D>*mean, *scale;
+  compute_t<D> epsilon;
+  std::int64_t rows;
+  int width;
+};
+
+/// y = (s - mean) * scale * weight + bias with s = x + addend; kCentered is false for RMS norm, whose mean is 0. A
+/// block takes rows b, b + grid, ... and reads the next one while it works on the last.
+template <bool kCentered, class S, class D>
+__global__ void __launch_bounds__(S::kThreads, S::kBlocks) norm_forward(ForwardRows<D> in) {
+  using A = compute_t<D>;
+  __shared__ A scratch[2][1][kMaxWarps];
+  Share<S, D> weight, bias, next_x, next_addend;
+  weight.read(in.weight, in.width);
+  bias.read(in.bias, in.width);
+  const auto read = [&](std::int64_t row) {
+    next_x.read(row < in.rows ? in.x + row * in.width : nullptr, in.width);
+    next_addend.read(row < in.rows && in.addend ? in.addend + row * in.width : nullptr, in.width);
+  };
+  read(blockIdx.x);
+  for (std::int64_t row = blockIdx.x; row < in.rows; row += gridDim.x) {
+    Share<S, D> x = next_x;
+    if (in.addend) {
+#pragma unroll
+      for (int i = 0; i < S::kPerThread; ++i) x.set(i, x[i] + next_addend[i]);
+      x.write(in.sum + row * in.width, in.width);
+    }
+    read(row + gridDim.x);
+    A mean[1] = {}, squares[1] = {};
+    if constexpr (kCentered) {
+#pragma unroll
+      for (int i = 0; i < S::kPerThread; ++i) mean[0] += x[i];
+      block_sums(mean, scratch[0]);
+      mean[0] /= in.width;
+    }
+#pragma unroll
+    for (int i = 0; i < S::kPerThread; ++i) {
+      const A centered = S::column(i) < in.width ? x[i] - mean[0] : A(0);
+      squares[0] += centered * centered;
+    }
+    block_sums(squares, scratch[1]);
+    if constexpr (!kCentered) __syncthreads();  // before scratch[1] is written again
+    const A scale = A(1) / sqrt(squares[0] / in.width + in.epsilon);
+#pragma unroll
+    for (int i = 0; i < S::kPerThread; ++i) {
+      const A normal = (x[i] - mean[0]) * scale;
+      x.set(i, (in.weight ? normal * weight[i] : normal) + bias[i]);
+    }
+    x.write(in.y + row * in.width, in.width);
+    if (threadIdx.x != 0) continue;
+    if constexpr (kCentered) in.mean[row] = mean[0];
+    in.scale[row] = scale;
+  }
 }
 
-/// Calls f with the widest access that the row length and the addresses allow.
+template <class D>
+struct BackwardRows {
+  const D *dy, *x, *dsum, *weight;  // null where there is none, but for dy and x
+  const compute_t<D>*mean, *scale;
+  D* dx;
+  compute_t<D>*dweight, *dbias;  // partial sums [blocks, width]; null where not wanted
+  std::int64_t rows;
+  int width;
+};
+
+/// With n = (x - mean) scale and g = dy weight: dx = dsum + scale (g - mean(g) - n mean(g n)), mean(g) only if
+/// centered; dweight = sum of dy n, dbias = sum of dy over rows, which block b takes as in the forward pass.
+template <bool kCentered, class S, class D>
+__global__ void __launch_bounds__(S::kThreads, S::kBlocks) norm_backward(BackwardRows<D> in) {
+  using A = compute_t<D>;
+  __shared__ A scratch[2][2][kMaxWarps];
+  A dweight[S::kPerThread] = {}, dbias[S::kPerThread] = {};
+  Share<S, D> weight, next_x, next_dy, next_dsum;
+  weight.read(in.weight, in.width);
+  const auto read = [&](std::int64_t row) {
+    next_x.read(row < in.rows ? in.x + row * in.width : nullptr, in.width);
+    next_dy.read(row < in.rows ? in.dy + row * in.width : nullptr, in.width);
+    next_dsum.read(row < in.rows && in.dsum ? in.dsum + row * in.width : nullptr, in.width);
+  };
+  read(blockIdx.x);
+  int turn = 0;
+  for (std::int64_t row = blockIdx.x; row < in.rows; row += gridDim.x, turn ^= 1) {
+    const Share<S, D> x = next_x, dy = next_dy, dsum = next_dsum;
+    const A scale = in.scale[row], mean = kCentered ? in.mean[row] : A(0);
+    read(row + gridDim.x);
+    A n[S::kPerThread], g[S::kPerThread], sums[2] = {};  // of g n, and of g
+#pragma unroll
+    for (int i = 0; i < S::kPerThread; ++i) {
+      n[i] = S::column(i) < in.width ? (x[i] - mean) * scale : A(0);
+      g[i] = in.weight ? dy[i] * weight[i] : dy[i];
+      dweight[i] += dy[i] * n[i];
+      dbias[i] += dy[i];
+      sums[0] += g[i] * n[i];
+      sums[1] += g[i];
+    }
+    block_sums(sums, scratch[turn]);
+    const A mean_gn = sums[0] / in.width, mean_g = kCentered ? sums[1] / in.width : A(0);
+    Share<S, D> dx;
+#pragma unroll
+    for (int i = 0; i < S::kPerThread; ++i) dx.set(i, dsum[i] + scale * (g[i] - mean_g - n[i] * mean_gn));
+    dx.write(in.dx + row * in.width, in.width);
+  }
+#pragma unroll
+  for (int i = 0; i < S::kPerThread; ++i) {
+    const std::int64_t at = static_cast<std::int64_t>(blockIdx.x) * in.width + S::column(i);
+    if (S::column(i) >= in.width) continue;
+    if (in.dweight) in.dweight[at] = dweight[i];
+    if (in.dbias) in.dbias[at] = dbias[i];
+  }
+}
+
+constexpr int kColumns = 32, kRowGroups = 32;
+
+/// out[column] = sum over rows of partial[row, column]; blockIdx.y picks one of two such sums. Groups of rows are added
+/// side by side, then the groups, always in the same order.
+template <class Out, class A>
+__global__ void sum_rows(const A* first, const A* second, int rows, int width, Out* first_out, Out* second_out) {
+  __shared__ A groups[kRowGroups][kColumns + 1];
+  const A* partial = blockIdx.y == 0 ? first : second;
+  Out* out = blockIdx.y == 0 ? first_out : second_out;
+  if (!out) return;
+  const int column = blockIdx.x * kColumns + threadIdx.x;
+  A sum = 0;
+  if (column < width)
+    for (int row = threadIdx.y; row < rows; row += kRowGroups)
+      sum += partial[static_cast<std::int64_t>(row) * width + column];
+  groups[threadIdx.y][threadIdx.x] = sum;
+  __syncthreads();
+  sum = warp_reduce(groups[threadIdx.x][threadIdx.y], Add{});  // transposed: a warp per column
+  const int reduced = blockIdx.x * kColumns + threadIdx.y;
+  if (threadIdx.x == 0 && reduced < width) out[reduced] = convert<Out>(sum);
+}
+
+/// Calls f(Spread, threads) with the widest access that rows and addresses allow.
 template <class T, class F>
-void with_width(std::int64_t width, std::initializer_list<Tensor> rows, F&& f) {
-  constexpr int kWide = 16 / sizeof(T);
-  bool wide = width % kWide == 0;
-  for (const Tensor& t : rows) wide = wide && reinterpret_cast<std::uintptr_t>(t.raw()) % 16 == 0;
-  if (wide) f(std::integral_constant<int, kWide>{});
-  else f(std::integral_constant<int, 1>{});
+void with_spread(const char* op, std::int64_t width, std::initializer_list<Tensor> operands, F&& f) {
+  check(width <= kLongestRow, op, ": rows of ", width, " elements, the CUDA kernel takes at most ", kLongestRow);
+  std::uintptr_t alignment = static_cast<std::uintptr_t>(width) * sizeof(T);
+  for (const Tensor& t : operands)
+    if (t.defined()) alignment |= reinterpret_cast<std::uintptr_t>(t.raw());
+  const auto with_access = [&](auto access) {
+    constexpr int kWidth = access.value;
+    using Short = Spread<1, kWidth>;
+    using Long = Spread<kLongestRow / kWidth / (32 * kMaxWarps), kWidth>;
+    const int threads = static_cast<int>((width + kWidth - 1) / kWidth);
+    if (threads <= Short::kThreads) f(Short{}, (threads + 31) / 32 * 32);
+    else f(Long{}, Long::kThreads);
+  };
+  if (alignment % 16 == 0) with_access(std::integral_constant<int, 16 / sizeof(T)>{});
+  else if (alignment % 8 == 0) with_access(std::integral_constant<int, 8 / sizeof(T)>{});
+  else with_access(std::integral_constant<int, 1>{});
+}
+
+/// As many blocks as run at once, at most one a row.
+template <class Kernel>
+unsigned resident_blocks(Kernel kernel, int threads, std::int64_t rows, const Context& ctx) {
+  int per_multiprocessor = 0;
+  check_cuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_multiprocessor, kernel, threads, 0), "occupancy");
+  return static_cast<unsigned>(std::min<std::int64_t>(rows, per_multiprocessor * ctx.multiprocessors));
 }
 
 template <bool kCentered>
-void forward(const char* op, const Tensor& x, const Tensor& weight, const Tensor& bias, double epsilon, const Tensor& y,
-             const Tensor& mean, const Tensor& scale) {
-  const std::int64_t rows = x.size(0), width = x.size(1);
-  if (x.numel() == 0) return;
+void forward(const char* op, const Tensor& x, const Tensor& addend, const Tensor& weight, const Tensor& bias,
+             double epsilon, const Tensor& sum, const Tensor& y, const Tensor& mean, const Tensor& scale) {
+  const Context& ctx = context(x.device());
   dispatch_floating(x.dtype(), op, [&](auto tag) {
     using T = typename decltype(tag)::type;
     using A = accumulate_t<T>;
-    with_width<T>(width, {x, y}, [&](auto access) {
-      norm_forward<kCentered, access.value><<<blocks_for(rows, 1), threads_for(op, width), 0, stream_of(x)>>>(
-          pointer<T>(x), pointer<T>(weight), pointer<T>(bias), static_cast<A>(epsilon), static_cast<int>(width),
-          pointer<T>(y), pointer<A>(mean), pointer<A>(scale));
+    const ForwardRows<device_t<T>> rows{
+        pointer<T>(x),           pointer<T>(addend), pointer<T>(weight),         pointer<T>(bias),
+        pointer<T>(sum),         pointer<T>(y),      pointer<A>(mean),           pointer<A>(scale),
+        static_cast<A>(epsilon), x.size(0),          static_cast<int>(x.size(1))};
+    with_spread<T>(op, x.size(1), {x, addend, weight, bias, sum, y}, [&](auto spread, int threads) {
+      const auto kernel = norm_forward<kCentered, decltype(spread), device_t<T>>;
+      kernel<<<resident_blocks(kernel, threads, rows.rows, ctx), threads, 0, ctx.stream>>>(rows);
     });
   });
   check_launch(op);
@@ -162,51 +258,54 @@ void forward(const char* op, const Tensor& x, const Tensor& weight, const Tensor
 
 template <bool kCentered>
 void backward(const char* op, const Tensor& dy, const Tensor& x, const Tensor& weight, const Tensor& mean,
-              const Tensor& scale, const Tensor& dx, const Tensor& dweight, const Tensor& dbias) {
-  const std::int64_t rows = x.size(0), width = x.size(1);
+              const Tensor& scale, const Tensor& dsum, const Tensor& dx, const Tensor& dweight, const Tensor& dbias) {
   const Context& ctx = context(x.device());
+  const std::int64_t width = x.size(1);
   dispatch_floating(x.dtype(), op, [&](auto tag) {
     using T = typename decltype(tag)::type;
     using A = accumulate_t<T>;
-    const std::int64_t blocks = std::clamp<std::int64_t>(rows, 1, 8 * ctx.multiprocessors);
-    const auto partial = [&](const Tensor& sum) {
-      return sum.defined() ? Tensor::empty({blocks, width}, dtype_of<A>(), x.device()) : Tensor{};
-    };
-    const Tensor dweight_partial = partial(dweight), dbias_partial = partial(dbias);
-    with_width<T>(width, {x, dy, dx}, [&](auto access) {
-      norm_backward<kCentered, access.value><<<static_cast<unsigned>(blocks), threads_for(op, width), 0, ctx.stream>>>(
-          pointer<T>(dy), pointer<T>(x), pointer<T>(weight), pointer<A>(mean), pointer<A>(scale), rows,
-          static_cast<int>(width), pointer<T>(dx), pointer<A>(dweight_partial), pointer<A>(dbias_partial));
-    });
-    check_launch(op);
-    for (const auto& [sums, out] : {std::pair{dweight_partial, dweight}, std::pair{dbias_partial, dbias}}) {
-      if (!out.defined() || width == 0) continue;
-      sum_partials<<<blocks_for(width, 64), 64, 0, ctx.stream>>>(pointer<A>(sums), blocks, width, pointer<T>(out));
+    with_spread<T>(op, width, {dy, x, dsum, weight, dx}, [&](auto spread, int threads) {
+      const auto kernel = norm_backward<kCentered, decltype(spread), device_t<T>>;
+      const unsigned blocks = resident_blocks(kernel, threads, x.size(0), ctx);
+      const auto partial = [&](const Tensor& sum) {
+        return sum.defined() ? Tensor::empty({blocks, width}, dtype_of<A>(), x.device()) : Tensor{};
+      };
+      const Tensor dweights = partial(dweight), dbiases = partial(dbias);
+      const BackwardRows<device_t<T>> rows{pointer<T>(dy),     pointer<T>(x),          pointer<T>(dsum),
+                                           pointer<T>(weight), pointer<A>(mean),       pointer<A>(scale),
+                                           pointer<T>(dx),     pointer<A>(dweights),   pointer<A>(dbiases),
+                                           x.size(0),          static_cast<int>(width)};
+      kernel<<<blocks, threads, 0, ctx.stream>>>(rows);
       check_launch(op);
-    }
+      if (dweight.defined() || dbias.defined())
+        sum_rows<<<dim3(blocks_for(width, kColumns), 2), dim3(kColumns, kRowGroups), 0, ctx.stream>>>(
+            rows.dweight, rows.dbias, static_cast<int>(blocks), rows.width, pointer<T>(dweight), pointer<T>(dbias));
+    });
   });
+  check_launch(op);
 }
 
 }  // namespace
 
-void layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, double epsilon, const Tensor& y,
-                const Tensor& mean, const Tensor& inverse_deviation) {
-  forward<true>("layer_norm", x, weight, bias, epsilon, y, mean, inverse_deviation);
+void layer_norm(const Tensor& x, const Tensor& addend, const Tensor& weight, const Tensor& bias, double epsilon,
+                const Tensor& sum, const Tensor& y, const Tensor& mean, const Tensor& inverse_deviation) {
+  forward<true>("layer_norm", x, addend, weight, bias, epsilon, sum, y, mean, inverse_deviation);
 }
 
 void layer_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& weight, const Tensor& mean,
-                         const Tensor& inverse_deviation, const Tensor& dx, const Tensor& dweight,
+                         const Tensor& inverse_deviation, const Tensor& dsum, const Tensor& dx, const Tensor& dweight,
                          const Tensor& dbias) {
-  backward<true>("layer_norm_backward", dy, x, weight, mean, inverse_deviation, dx, dweight, dbias);
+  backward<true>("layer_norm_backward", dy, x, weight, mean, inverse_deviation, dsum, dx, dweight, dbias);
 }
 
-void rms_norm(const Tensor& x, const Tensor& weight, double epsilon, const Tensor& y, const Tensor& inverse_rms) {
-  forward<false>("rms_norm", x, weight, Tensor{}, epsilon, y, Tensor{}, inverse_rms);
+void rms_norm(const Tensor& x, const Tensor& addend, const Tensor& weight, double epsilon, const Tensor& sum,
+              const Tensor& y, const Tensor& inverse_rms) {
+  forward<false>("rms_norm", x, addend, weight, Tensor{}, epsilon, sum, y, Tensor{}, inverse_rms);
 }
 
 void rms_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& weight, const Tensor& inverse_rms,
-                       const Tensor& dx, const Tensor& dweight) {
-  backward<false>("rms_norm_backward", dy, x, weight, Tensor{}, inverse_rms, dx, dweight, Tensor{});
+                       const Tensor& dsum, const Tensor& dx, const Tensor& dweight) {
+  backward<false>("rms_norm_backward", dy, x, weight, Tensor{}, inverse_rms, dsum, dx, dweight, Tensor{});
 }
 
 }  // namespace switchyard::cuda

@@ -80,10 +80,10 @@ SWITCHYARD_ABSENT(matmul, T, T, T, double, double)
 SWITCHYARD_ABSENT(linear, T, T, T, T)
 
 // norm.h
-SWITCHYARD_ABSENT(layer_norm, T, T, T, double, T, T, T)
-SWITCHYARD_ABSENT(layer_norm_backward, T, T, T, T, T, T, T, T)
-SWITCHYARD_ABSENT(rms_norm, T, T, double, T, T)
-SWITCHYARD_ABSENT(rms_norm_backward, T, T, T, T, T, T)
+SWITCHYARD_ABSENT(layer_norm, T, T, T, T, double, T, T, T, T)
+SWITCHYARD_ABSENT(layer_norm_backward, T, T, T, T, T, T, T, T, T)
+SWITCHYARD_ABSENT(rms_norm, T, T, T, double, T, T, T)
+SWITCHYARD_ABSENT(rms_norm_backward, T, T, T, T, T, T, T)
 
 // optim.h
 SWITCHYARD_ABSENT(adamw, const std::vector<ops::AdamWSlot>&, T, T, T, double, double, double)

@@ -55,7 +55,7 @@ Variable AttentionCore::forward(const Variable& query, const Variable& key, cons
   options.mask = arguments.mask;
   options.key_padding = arguments.key_padding;
   options.dropout = training() ? dropout_ : 0;
-  const PositionEncoding::Encoded encoded = position_.encode(query, keys, options);
+  const PositionEncoding::Encoded encoded = position_.encode(query, keys, options, true, !arguments.cache);
   if (arguments.inspection) {
     ops::AttentionOptions plain = encoded.options;
     if (encoded.position_key.defined()) plain.position_key = encoded.position_key.data();

@@ -16,7 +16,8 @@ class AttentionCore : public Module {
                 double dropout, const Initializer& init = init::fan_in_normal(),
                 Generator& generator = initial_weights());
 
-  /// query [B, T, H, d], key [B, S, H, d], value [B, S, H, dv] -> [B, T, H, dv]. With arguments.cache, key and value
+  /// query [B, T, H, d], key [B, S, H, d], value [B, S, H, dv] -> [B, T, H, dv]. Query and key must be the caller's own
+  /// projections, not read again: positions may be put into them in place. With arguments.cache, key and value
   /// are those of the new tokens: they are appended to it (key as given, before position encoding) and the queries see
   /// all cached tokens. Fills arguments.inspection->probabilities.
   Variable forward(const Variable& query, const Variable& key, const Variable& value,

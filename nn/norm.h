@@ -2,6 +2,7 @@
 
 #include <memory>
 
+#include "autograd/ops/norm.h"
 #include "nn/module.h"
 
 namespace switchyard::nn {
@@ -10,6 +11,8 @@ namespace switchyard::nn {
 class Norm : public Module {
  public:
   virtual Variable forward(const Variable& x) const = 0;
+  /// x + addend and its norm; both of one shape.
+  virtual AddedNorm add_forward(const Variable& x, const Variable& addend) const;
 };
 
 /// (x - mean) / sqrt(variance + epsilon) * weight + bias.
@@ -17,6 +20,7 @@ class LayerNorm : public Norm {
  public:
   explicit LayerNorm(std::int64_t width, double epsilon = 1e-5);
   Variable forward(const Variable& x) const override;
+  AddedNorm add_forward(const Variable& x, const Variable& addend) const override;
 
  private:
   Variable weight_, bias_;
@@ -28,6 +32,7 @@ class RMSNorm : public Norm {
  public:
   explicit RMSNorm(std::int64_t width, double epsilon = 1e-6);
   Variable forward(const Variable& x) const override;
+  AddedNorm add_forward(const Variable& x, const Variable& addend) const override;
 
  private:
   Variable weight_;

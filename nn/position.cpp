@@ -66,14 +66,15 @@ Tensor PositionEncoding::sinusoids(std::int64_t lowest, std::int64_t highest, DT
 }
 
 PositionEncoding::Encoded PositionEncoding::encode(const Variable& query, const Variable& key,
-                                                   const ops::AttentionOptions& options) {
+                                                   const ops::AttentionOptions& options, bool overwrite_query,
+                                                   bool overwrite_key) {
   Encoded encoded{query, key, {}, options};
   const std::int64_t queries = query.size(1), keys = key.size(1), offset = options.query_offset;
   const DType table_dtype = ops::compute_dtype(query.dtype());
   if (options_.kind == PositionKind::rope && rotated_ > 0) {
     const ops::RopeTables& tables = rope_tables(std::max(offset + queries, keys), table_dtype, query.device());
-    encoded.query = rope(query, tables, offset);
-    encoded.key = rope(key, tables);
+    encoded.query = rope(query, tables, offset, overwrite_query);
+    encoded.key = rope(key, tables, 0, overwrite_key);
   } else if (options_.kind == PositionKind::xl) {
     // The last query and the first key are furthest apart; a causal query sees nothing ahead of it.
     const std::int64_t lowest = -(offset + queries - 1);

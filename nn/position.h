@@ -37,8 +37,10 @@ class PositionEncoding : public Module {
     Variable position_key;  ///< undefined unless xl
     ops::AttentionOptions options;
   };
-  /// query [B, T, H, d] starts at position options.query_offset, key [B, S, H, d] at 0.
-  Encoded encode(const Variable& query, const Variable& key, const ops::AttentionOptions& options);
+  /// query [B, T, H, d] starts at position options.query_offset, key [B, S, H, d] at 0. Either may be overwritten where
+  /// the caller says so; nothing may read it afterwards.
+  Encoded encode(const Variable& query, const Variable& key, const ops::AttentionOptions& options,
+                 bool overwrite_query = false, bool overwrite_key = false);
 
  private:
   const ops::RopeTables& rope_tables(std::int64_t positions, DType dtype, Device device);

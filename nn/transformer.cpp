@@ -19,6 +19,14 @@ Variable add_regularizers(const Variable& a, const Variable& b) {
   return b.defined() ? a + b : a;
 }
 
+/// The norm of the stream, whose pending addition is done on the way.
+Variable add_and_norm(const Norm& norm, ResidualStream& stream) {
+  if (!stream.pending.defined()) return norm.forward(stream.sum);
+  const AddedNorm added = norm.add_forward(stream.sum, stream.pending);
+  stream = {added.sum, {}};
+  return added.normed;
+}
+
 /// The last `length` tokens of `past` (or none) followed by `inputs`, in memory of their own.
 Tensor last_tokens(const Tensor& past, const Tensor& inputs, std::int64_t length) {
   const Tensor all = past.defined() ? ops::concat({past, inputs}, 1) : inputs;
@@ -26,6 +34,8 @@ Tensor last_tokens(const Tensor& past, const Tensor& inputs, std::int64_t length
 }
 
 }  // namespace
+
+Variable ResidualStream::total() const { return pending.defined() ? sum + pending : sum; }
 
 TransformerBlock::TransformerBlock(std::unique_ptr<Norm> attention_norm, std::unique_ptr<AttentionLayer> attention,
                                    std::unique_ptr<Norm> feed_forward_norm,
@@ -44,26 +54,31 @@ TransformerBlock::TransformerBlock(std::unique_ptr<Norm> attention_norm, std::un
 }
 
 LayerOutput TransformerBlock::forward(const Variable& x, const BlockArguments& arguments) {
+  ResidualStream stream{x, {}};
+  const Variable regularizer = advance(stream, arguments);
+  return {stream.total(), regularizer};
+}
+
+Variable TransformerBlock::advance(ResidualStream& stream, const BlockArguments& arguments) {
   AttentionArguments attention_arguments;
   attention_arguments.cache = arguments.cache;
   attention_arguments.inspection = arguments.inspection;
-  LayerOutput attended;
+  Variable regularizer;
   {
     NameScope scope("attention");
-    const Variable normed = attention_norm_->forward(x);
+    const Variable normed = add_and_norm(*attention_norm_, stream);
     if (arguments.memory.defined()) {
       check(!arguments.cache, "TransformerBlock: a segment memory and a KV cache cannot be combined");
       attention_arguments.key_source = concat({attention_norm_->forward(Variable(arguments.memory)), normed}, 1);
     }
-    attended = attention_->forward(normed, attention_arguments);
+    const LayerOutput attended = attention_->forward(normed, attention_arguments);
+    stream.pending = dropout_.forward(attended.output);
+    regularizer = attended.regularizer;
   }
-  const Variable middle = x + dropout_.forward(attended.output);
-  LayerOutput fed;
-  {
-    NameScope scope("feed_forward");
-    fed = feed_forward_->forward(feed_forward_norm_->forward(middle));
-  }
-  return {middle + dropout_.forward(fed.output), add_regularizers(attended.regularizer, fed.regularizer)};
+  NameScope scope("feed_forward");
+  const LayerOutput fed = feed_forward_->forward(add_and_norm(*feed_forward_norm_, stream));
+  stream.pending = dropout_.forward(fed.output);
+  return add_regularizers(regularizer, fed.regularizer);
 }
 
 LanguageModel::LanguageModel(const LanguageModelOptions& options, std::vector<std::unique_ptr<TransformerBlock>> blocks,
@@ -99,20 +114,22 @@ Variable LanguageModel::embed(const Tensor& tokens) const {
   return dropout_.forward(embedding_.forward(tokens));
 }
 
-LayerOutput LanguageModel::run_block(std::size_t index, const Variable& x, const BlockArguments& arguments) {
-  // The scope belongs inside: a recomputed block runs again, in the backward pass.
-  const auto run = [this, index, arguments](const Variable& input) {
-    NameScope scope("layers." + std::to_string(index));
-    return blocks_[index]->forward(input, arguments);
-  };
-  if (!options_.recompute || !grad_enabled()) return run(x);
+Variable LanguageModel::run_block(std::size_t index, ResidualStream& stream, const BlockArguments& arguments) {
+  TransformerBlock& block = *blocks_[index];
+  const std::string name = "layers." + std::to_string(index);
+  if (!options_.recompute || !grad_enabled()) {
+    NameScope scope(name);
+    return block.advance(stream, arguments);
+  }
   const Variables results = recompute(
-      [run](const Variables& inputs) {
-        const LayerOutput out = run(inputs[0]);
+      [&block, name, arguments](const Variables& inputs) {
+        NameScope scope(name);  // inside: a recomputed block runs again, in the backward pass
+        const LayerOutput out = block.forward(inputs[0], arguments);
         return out.regularizer.defined() ? Variables{out.output, out.regularizer} : Variables{out.output};
       },
-      {x});
-  return {results[0], results.size() > 1 ? results[1] : Variable()};
+      {stream.total()});
+  stream = {results[0], {}};
+  return results.size() > 1 ? results[1] : Variable();
 }
 
 LayerOutput LanguageModel::hidden(const Tensor& tokens, SegmentMemory* memory) {
@@ -122,20 +139,21 @@ LayerOutput LanguageModel::hidden(const Tensor& tokens, SegmentMemory* memory) {
     check(!has_past || (memory->inputs.size() == blocks_.size() && memory->inputs[0].size(0) == tokens.size(0)),
           "LanguageModel: the segment memory belongs to another model or batch size; clear() it first");
   }
-  Variable x = embed(tokens);
+  ResidualStream stream{embed(tokens), {}};
   Variable regularizer;
   std::vector<Tensor> kept;
   for (std::size_t i = 0; i < blocks_.size(); ++i) {
     BlockArguments arguments;
     if (has_past) arguments.memory = memory->inputs[i];
-    if (memory) kept.push_back(last_tokens(arguments.memory, x.data(), memory->length));
-    const LayerOutput out = run_block(i, x, arguments);
-    x = out.output;
-    regularizer = add_regularizers(regularizer, out.regularizer);
+    if (memory) {
+      stream = {stream.total(), {}};
+      kept.push_back(last_tokens(arguments.memory, stream.sum.data(), memory->length));
+    }
+    regularizer = add_regularizers(regularizer, run_block(i, stream, arguments));
   }
   if (memory) memory->inputs = std::move(kept);
   NameScope scope("final_norm");
-  return {final_norm_->forward(x), regularizer};
+  return {final_norm_->forward(stream.total()), regularizer};
 }
 
 Variable LanguageModel::project(const Variable& hidden) const {
@@ -165,13 +183,14 @@ Tensor LanguageModel::decode(const Tensor& tokens, DecodingState& state, bool la
   check(state.layers.empty() || state.layers.size() == blocks_.size(), "LanguageModel: the decoding state has ",
         state.layers.size(), " layers, the model ", blocks_.size());
   check(tokens.numel() > 0, "LanguageModel: decode needs at least one token, got ", tokens.shape());
-  Variable x = embed(tokens);
+  ResidualStream stream{embed(tokens), {}};
   state.layers.resize(blocks_.size());
   for (std::size_t i = 0; i < blocks_.size(); ++i) {
     BlockArguments arguments;
     arguments.cache = &state.layers[i];
-    x = run_block(i, x, arguments).output;
+    run_block(i, stream, arguments);
   }
+  Variable x = stream.total();
   if (last_only) x = slice(x, 1, tokens.size(1) - 1, tokens.size(1));
   return project(final_norm_->forward(x)).data();
 }
@@ -179,11 +198,11 @@ Tensor LanguageModel::decode(const Tensor& tokens, DecodingState& state, bool la
 std::vector<AttentionInspection> LanguageModel::inspect(const Tensor& tokens) {
   NoGradGuard no_grad;
   std::vector<AttentionInspection> inspections(blocks_.size());
-  Variable x = embed(tokens);
+  ResidualStream stream{embed(tokens), {}};
   for (std::size_t i = 0; i < blocks_.size(); ++i) {
     BlockArguments arguments;
     arguments.inspection = &inspections[i];
-    x = run_block(i, x, arguments).output;
+    run_block(i, stream, arguments);
   }
   return inspections;
 }

@@ -14,6 +14,15 @@ struct BlockArguments {
   AttentionInspection* inspection = nullptr;
 };
 
+/// What runs through the blocks, x = sum + pending: each norm does the addition left over by the layer before it, in
+/// the pass over memory that it makes anyway.
+struct ResidualStream {
+  Variable sum;
+  Variable pending;  ///< undefined for none
+
+  Variable total() const;
+};
+
 /// Pre-layernorm block: x += dropout(attention(norm(x))), then x += dropout(feed_forward(norm(x))). Sublayers
 /// attention_norm, attention, feed_forward_norm, feed_forward.
 class TransformerBlock : public Module {
@@ -24,6 +33,8 @@ class TransformerBlock : public Module {
 
   /// x [B, T, D] -> [B, T, D], and the sum of both layers' regularisers (undefined for none).
   LayerOutput forward(const Variable& x, const BlockArguments& arguments = {});
+  /// The same on the stream, which moves on; returns the regularisers.
+  Variable advance(ResidualStream& stream, const BlockArguments& arguments = {});
   AttentionLayer& attention() { return *attention_; }
   FeedForwardLayer& feed_forward() { return *feed_forward_; }
 
@@ -99,7 +110,8 @@ class LanguageModel : public Module {
 
  private:
   Variable embed(const Tensor& tokens) const;
-  LayerOutput run_block(std::size_t index, const Variable& x, const BlockArguments& arguments);
+  /// Moves the stream through a block and returns its regularisers.
+  Variable run_block(std::size_t index, ResidualStream& stream, const BlockArguments& arguments);
   Variable project(const Variable& hidden) const;
   const Variable& output_weight() const;
 

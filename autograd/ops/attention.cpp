@@ -24,9 +24,14 @@ Variable attention(const Variable& query, const Variable& key, const Variable& v
                 });
 }
 
-Variable rope(const Variable& x, const ops::RopeTables& tables, std::int64_t first_position) {
-  return record("rope", ops::rope(x.data(), tables, first_position), {x}, [tables, first_position](const Tensor& dy) {
-    return Gradients{ops::rope(dy, tables, first_position, true)};
+Variable rope(const Variable& x, const ops::RopeTables& tables, std::int64_t first_position, bool overwrite) {
+  Tensor y = x.data();
+  if (overwrite) ops::rope_in_place(y, tables, first_position);
+  else y = ops::rope(y, tables, first_position);
+  return record("rope", y, {x}, [tables, first_position](const Tensor& dy) {
+    if (!is_exclusive(dy)) return Gradients{ops::rope(dy, tables, first_position, true)};
+    ops::rope_in_place(dy, tables, first_position, true);
+    return Gradients{dy};
   });
 }
 

@@ -10,7 +10,9 @@ namespace switchyard {
 /// from the device's default generator.
 Variable attention(const Variable& query, const Variable& key, const Variable& value, ops::AttentionOptions options,
                    const Variable& position_key = {});
-/// Rotary position encoding of x [B, T, H, d]; token t has position first_position + t.
-Variable rope(const Variable& x, const ops::RopeTables& tables, std::int64_t first_position = 0);
+/// Rotary position encoding of x [B, T, H, d]; token t has position first_position + t. With `overwrite` x's own
+/// elements turn, which saves a pass: nothing may read x afterwards, an op that saved it included.
+Variable rope(const Variable& x, const ops::RopeTables& tables, std::int64_t first_position = 0,
+              bool overwrite = false);
 
 }  // namespace switchyard

@@ -10,36 +10,61 @@ namespace {
 
 Tensor data_or_none(const Variable& v) { return v.defined() ? v.data() : Tensor{}; }
 
+Variables with_defined(Variables inputs, const Variables& parameters) {
+  for (const Variable& parameter : parameters)
+    if (parameter.defined()) inputs.push_back(parameter);
+  return inputs;
+}
+
+/// The gradients for inputs made by with_defined; `terms` is how many tensors were added up to be normalised.
+Gradients in_order(const ops::NormGradients& g, std::size_t terms) {
+  Gradients gradients(terms, g.dx);
+  if (g.dweight.defined()) gradients.push_back(g.dweight);
+  if (g.dbias.defined()) gradients.push_back(g.dbias);
+  return gradients;
+}
+
 }  // namespace
 
-// Saves x, weight and two numbers per row; the normalised rows are recomputed from them.
+// Norms save what was normalised, the weight and one or two numbers per row; the normalised rows are recomputed.
 Variable layer_norm(const Variable& x, const Variable& weight, const Variable& bias, double epsilon) {
   const auto result = ops::layer_norm(x.data(), data_or_none(weight), data_or_none(bias), epsilon);
-  Variables inputs = {x};
-  if (weight.defined()) inputs.push_back(weight);
-  if (bias.defined()) inputs.push_back(bias);
-  return record("layer_norm", result.y, inputs,
+  return record("layer_norm", result.y, with_defined({x}, {weight, bias}),
                 [x = x.data(), weight = data_or_none(weight), has_bias = bias.defined(), mean = result.mean,
-                 inverse_deviation = result.inverse_deviation](const Tensor& dy) {
-                  const auto g = ops::layer_norm_backward(dy, x, weight, has_bias, mean, inverse_deviation);
-                  Gradients gradients = {g.dx};
-                  if (weight.defined()) gradients.push_back(g.dweight);
-                  if (has_bias) gradients.push_back(g.dbias);
-                  return gradients;
+                 inverse = result.inverse_deviation](const Tensor& dy) {
+                  return in_order(ops::layer_norm_backward(dy, x, weight, has_bias, mean, inverse), 1);
                 });
 }
 
 Variable rms_norm(const Variable& x, const Variable& weight, double epsilon) {
   const auto result = ops::rms_norm(x.data(), data_or_none(weight), epsilon);
-  Variables inputs = {x};
-  if (weight.defined()) inputs.push_back(weight);
-  return record("rms_norm", result.y, inputs,
-                [x = x.data(), weight = data_or_none(weight), inverse_rms = result.inverse_rms](const Tensor& dy) {
-                  const auto g = ops::rms_norm_backward(dy, x, weight, inverse_rms);
-                  Gradients gradients = {g.dx};
-                  if (weight.defined()) gradients.push_back(g.dweight);
-                  return gradients;
+  return record("rms_norm", result.y, with_defined({x}, {weight}),
+                [x = x.data(), weight = data_or_none(weight), inverse = result.inverse_rms](const Tensor& dy) {
+                  return in_order(ops::rms_norm_backward(dy, x, weight, inverse), 1);
                 });
+}
+
+// Both terms of the sum get the same gradient: what reached the sum, and what came through the norm.
+AddedNorm add_layer_norm(const Variable& x, const Variable& addend, const Variable& weight, const Variable& bias,
+                         double epsilon) {
+  const auto result = ops::layer_norm(x.data(), data_or_none(weight), data_or_none(bias), epsilon, addend.data());
+  const Variables outputs =
+      record_many("add_layer_norm", {result.sum, result.y}, with_defined({x, addend}, {weight, bias}),
+                  [sum = result.sum, weight = data_or_none(weight), has_bias = bias.defined(), mean = result.mean,
+                   inverse = result.inverse_deviation](const Gradients& dy) {
+                    return in_order(ops::layer_norm_backward(dy[1], sum, weight, has_bias, mean, inverse, dy[0]), 2);
+                  });
+  return {outputs[0], outputs[1]};
+}
+
+AddedNorm add_rms_norm(const Variable& x, const Variable& addend, const Variable& weight, double epsilon) {
+  const auto result = ops::rms_norm(x.data(), data_or_none(weight), epsilon, addend.data());
+  const Variables outputs =
+      record_many("add_rms_norm", {result.sum, result.y}, with_defined({x, addend}, {weight}),
+                  [sum = result.sum, weight = data_or_none(weight), inverse = result.inverse_rms](const Gradients& dy) {
+                    return in_order(ops::rms_norm_backward(dy[1], sum, weight, inverse, dy[0]), 2);
+                  });
+  return {outputs[0], outputs[1]};
 }
 
 // dx = y (dy - sum(dy y)). Saves y.

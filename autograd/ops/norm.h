@@ -9,6 +9,16 @@ Variable layer_norm(const Variable& x, const Variable& weight, const Variable& b
 /// x / sqrt(mean(x^2) + epsilon) * weight over the last axis; weight [d] or undefined.
 Variable rms_norm(const Variable& x, const Variable& weight, double epsilon);
 
+struct AddedNorm {
+  Variable sum;     ///< x + addend
+  Variable normed;  ///< the norm of sum
+};
+/// The step of a residual stream in one pass over memory, forward and backward: x + addend, and its norm. x and addend
+/// of one shape.
+AddedNorm add_layer_norm(const Variable& x, const Variable& addend, const Variable& weight, const Variable& bias,
+                         double epsilon);
+AddedNorm add_rms_norm(const Variable& x, const Variable& addend, const Variable& weight, double epsilon);
+
 /// Softmax over the last axis.
 Variable softmax(const Variable& x);
 Variable log_softmax(const Variable& x);

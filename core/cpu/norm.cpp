@@ -1,9 +1,11 @@
 #include "core/kernels/norm.h"
 
 #include <cmath>
+#include <optional>
 #include <vector>
 
 #include "core/cpu/blocks.h"
+#include "core/kernels/elementwise.h"
 #include "core/parallel.h"
 
 namespace switchyard::cpu {
@@ -30,6 +32,29 @@ std::vector<A> parameter(const Tensor& tensor, std::int64_t d, A missing) {
   }
   return values;
 }
+
+/// What is normalised: x, or x + addend, which is then left in `sum`.
+const Tensor& summed(const Tensor& x, const Tensor& addend, const Tensor& sum) {
+  if (!addend.defined()) return x;
+  binary(ops::Binary::add, x, addend, sum);
+  return sum;
+}
+
+/// Rows of a tensor [n, d] in the compute type; rows of zeros where it is undefined.
+template <class A>
+class OptionalRows {
+ public:
+  OptionalRows(const Tensor& tensor, std::int64_t d) : d_(d) {
+    if (tensor.defined()) reader_.emplace(Operand{tensor, 1, d});
+    else zeros_.resize(static_cast<std::size_t>(d));
+  }
+  const A* read(std::int64_t row) { return reader_ ? reader_->read(row * d_, d_) : zeros_.data(); }
+
+ private:
+  std::int64_t d_;
+  std::optional<Reader<A>> reader_;
+  std::vector<A> zeros_;
+};
 
 /// Gradients of parameters [count, d], summed over rows in an order that does not depend on the number of threads:
 /// each fixed block of rows into a row of its own, then those.
@@ -71,15 +96,16 @@ class RowBlockSums {
 
 }  // namespace
 
-void layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, double epsilon, const Tensor& y,
-                const Tensor& mean, const Tensor& inverse_deviation) {
+void layer_norm(const Tensor& x, const Tensor& addend, const Tensor& weight, const Tensor& bias, double epsilon,
+                const Tensor& sum, const Tensor& y, const Tensor& mean, const Tensor& inverse_deviation) {
   const std::int64_t d = x.size(1);
+  const Tensor& input = summed(x, addend, sum);
   dispatch_compute(x.dtype(), [&]<class A>(TypeTag<A>) {
     const std::vector<A> scale = parameter(weight, d, A(1)), shift = parameter(bias, d, A(0));
     A* const means = mean.data<A>();
     A* const inverses = inverse_deviation.data<A>();
     parallel_for(0, x.size(0), row_grain(d), [&](std::int64_t begin, std::int64_t end) {
-      Reader<A> reader(Operand{x, 1, d});
+      Reader<A> reader(Operand{input, 1, d});
       Writer<A> writer(Operand{y, 1, d});
       for (std::int64_t row = begin; row < end; ++row) {
         const A* from = reader.read(row * d, d);
@@ -98,9 +124,9 @@ void layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, doubl
   });
 }
 
-// With n = (x - mean) inverse and g = dy weight: dx = inverse (g - mean(g) - n mean(g n)), dweight = sum dy n.
+// With n = (x - mean) inverse and g = dy weight: dx = dsum + inverse (g - mean(g) - n mean(g n)), dweight = sum dy n.
 void layer_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& weight, const Tensor& mean,
-                         const Tensor& inverse_deviation, const Tensor& dx, const Tensor& dweight,
+                         const Tensor& inverse_deviation, const Tensor& dsum, const Tensor& dx, const Tensor& dweight,
                          const Tensor& dbias) {
   const std::int64_t d = x.size(1);
   dispatch_compute(x.dtype(), [&]<class A>(TypeTag<A>) {
@@ -111,11 +137,13 @@ void layer_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& weight
     sums.parallel([&](std::int64_t begin, std::int64_t end, A* dweight_sum) {
       A* const dbias_sum = dweight_sum + d;
       Reader<A> x_reader(Operand{x, 1, d}), dy_reader(Operand{dy, 1, d});
+      OptionalRows<A> dsum_rows(dsum, d);
       Writer<A> writer(Operand{dx, 1, d});
       std::vector<A> normal(static_cast<std::size_t>(d)), g(static_cast<std::size_t>(d));
       for (std::int64_t row = begin; row < end; ++row) {
         const A* from = x_reader.read(row * d, d);
         const A* upstream = dy_reader.read(row * d, d);
+        const A* passing = dsum_rows.read(row);
         A* to = writer.target(row * d);
         const A m = means[row], inverse = inverses[row];
 #pragma omp simd
@@ -128,7 +156,7 @@ void layer_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& weight
         const A mean_g = lane_sum<A>(d, [&](std::int64_t i) { return g[i]; }) / static_cast<A>(d);
         const A mean_gn = lane_sum<A>(d, [&](std::int64_t i) { return g[i] * normal[i]; }) / static_cast<A>(d);
 #pragma omp simd
-        for (std::int64_t i = 0; i < d; ++i) to[i] = inverse * (g[i] - mean_g - normal[i] * mean_gn);
+        for (std::int64_t i = 0; i < d; ++i) to[i] = passing[i] + inverse * (g[i] - mean_g - normal[i] * mean_gn);
         writer.flush(row * d, d);
       }
     });
@@ -137,13 +165,15 @@ void layer_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& weight
   });
 }
 
-void rms_norm(const Tensor& x, const Tensor& weight, double epsilon, const Tensor& y, const Tensor& inverse_rms) {
+void rms_norm(const Tensor& x, const Tensor& addend, const Tensor& weight, double epsilon, const Tensor& sum,
+              const Tensor& y, const Tensor& inverse_rms) {
   const std::int64_t d = x.size(1);
+  const Tensor& input = summed(x, addend, sum);
   dispatch_compute(x.dtype(), [&]<class A>(TypeTag<A>) {
     const std::vector<A> scale = parameter(weight, d, A(1));
     A* const inverses = inverse_rms.data<A>();
     parallel_for(0, x.size(0), row_grain(d), [&](std::int64_t begin, std::int64_t end) {
-      Reader<A> reader(Operand{x, 1, d});
+      Reader<A> reader(Operand{input, 1, d});
       Writer<A> writer(Operand{y, 1, d});
       for (std::int64_t row = begin; row < end; ++row) {
         const A* from = reader.read(row * d, d);
@@ -159,9 +189,9 @@ void rms_norm(const Tensor& x, const Tensor& weight, double epsilon, const Tenso
   });
 }
 
-// With n = x inverse and g = dy weight: dx = inverse (g - n mean(g n)), dweight = sum dy n.
+// With n = x inverse and g = dy weight: dx = dsum + inverse (g - n mean(g n)), dweight = sum dy n.
 void rms_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& weight, const Tensor& inverse_rms,
-                       const Tensor& dx, const Tensor& dweight) {
+                       const Tensor& dsum, const Tensor& dx, const Tensor& dweight) {
   const std::int64_t d = x.size(1);
   dispatch_compute(x.dtype(), [&]<class A>(TypeTag<A>) {
     const std::vector<A> scale = parameter(weight, d, A(1));
@@ -169,11 +199,13 @@ void rms_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& weight, 
     RowBlockSums<A> sums(x.size(0), 1, d);
     sums.parallel([&](std::int64_t begin, std::int64_t end, A* dweight_sum) {
       Reader<A> x_reader(Operand{x, 1, d}), dy_reader(Operand{dy, 1, d});
+      OptionalRows<A> dsum_rows(dsum, d);
       Writer<A> writer(Operand{dx, 1, d});
       std::vector<A> normal(static_cast<std::size_t>(d)), g(static_cast<std::size_t>(d));
       for (std::int64_t row = begin; row < end; ++row) {
         const A* from = x_reader.read(row * d, d);
         const A* upstream = dy_reader.read(row * d, d);
+        const A* passing = dsum_rows.read(row);
         A* to = writer.target(row * d);
         const A inverse = inverses[row];
 #pragma omp simd
@@ -184,7 +216,7 @@ void rms_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& weight, 
         }
         const A mean_gn = lane_sum<A>(d, [&](std::int64_t i) { return g[i] * normal[i]; }) / static_cast<A>(d);
 #pragma omp simd
-        for (std::int64_t i = 0; i < d; ++i) to[i] = inverse * (g[i] - normal[i] * mean_gn);
+        for (std::int64_t i = 0; i < d; ++i) to[i] = passing[i] + inverse * (g[i] - normal[i] * mean_gn);
         writer.flush(row * d, d);
       }
     });

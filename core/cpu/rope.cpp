@@ -8,6 +8,7 @@ namespace switchyard::cpu {
 
 namespace {
 
+/// out may be x.
 template <class T, class A>
 void rotate(const T* x, const A* cosine, const A* sine, std::int64_t rotated, A direction, std::int64_t width, T* out) {
   const std::int64_t half = rotated / 2;
@@ -36,9 +37,10 @@ void rope(const Tensor& x, const Tensor& cosine, const Tensor& sine, std::int64_
       for (std::int64_t row = first; row < last; ++row) {
         const std::int64_t batch = row / length, position = row % length;
         const T* token = from + batch * x.stride(0) + position * x.stride(1);
+        T* target = to + batch * out.stride(0) + position * out.stride(1);
         for (std::int64_t head = 0; head < heads; ++head) {
           rotate(token + head * x.stride(2), cosines + position * rotated, sines + position * rotated, rotated,
-                 direction, width, to + (row * heads + head) * width);
+                 direction, width, target + head * out.stride(2));
         }
       }
     });

@@ -88,6 +88,23 @@ void check_value(const char* op, const Tensor& key, const Tensor& value, const T
         ", dv] for key ", key.shape());
 }
 
+void check_rope(const Tensor& x, const RopeTables& tables, std::int64_t first_position) {
+  check_heads("rope", "x", x, x);
+  check(tables.cosine.defined() && tables.sine.defined() && tables.cosine.rank() == 2 &&
+            tables.cosine.shape() == tables.sine.shape(),
+        "rope: cosine and sine must be tables of one shape [positions, rotated]");
+  const std::int64_t rotated = tables.cosine.size(1);
+  check(rotated % 2 == 0 && rotated <= x.size(3), "rope: the tables rotate ", rotated,
+        " channels, expected an even number up to the head width ", x.size(3));
+  check(first_position >= 0 && first_position + x.size(1) <= tables.cosine.size(0), "rope: positions ", first_position,
+        " to ", first_position + x.size(1) - 1, " are outside tables of ", tables.cosine.size(0), " positions");
+  const DType expected = compute_dtype(x.dtype());
+  check(tables.cosine.dtype() == expected && tables.sine.dtype() == expected, "rope: the tables are ",
+        tables.cosine.dtype(), ", expected ", expected, " for x of ", x.dtype());
+  check(tables.cosine.device() == x.device(), "rope: the tables are on ", tables.cosine.device(), ", x on ",
+        x.device());
+}
+
 }  // namespace
 
 AttentionResult attention(const Tensor& query, const Tensor& key, const Tensor& value,
@@ -161,25 +178,20 @@ RopeTables rope_tables(std::int64_t positions, std::int64_t rotated, double base
 }
 
 Tensor rope(const Tensor& x, const RopeTables& tables, std::int64_t first_position, bool inverse) {
-  check_heads("rope", "x", x, x);
-  check(tables.cosine.defined() && tables.sine.defined() && tables.cosine.rank() == 2 &&
-            tables.cosine.shape() == tables.sine.shape(),
-        "rope: cosine and sine must be tables of one shape [positions, rotated]");
-  const std::int64_t rotated = tables.cosine.size(1);
-  check(rotated % 2 == 0 && rotated <= x.size(3), "rope: the tables rotate ", rotated,
-        " channels, expected an even number up to the head width ", x.size(3));
-  check(first_position >= 0 && first_position + x.size(1) <= tables.cosine.size(0), "rope: positions ", first_position,
-        " to ", first_position + x.size(1) - 1, " are outside tables of ", tables.cosine.size(0), " positions");
-  const DType expected = compute_dtype(x.dtype());
-  check(tables.cosine.dtype() == expected && tables.sine.dtype() == expected, "rope: the tables are ",
-        tables.cosine.dtype(), ", expected ", expected, " for x of ", x.dtype());
-  check(tables.cosine.device() == x.device(), "rope: the tables are on ", tables.cosine.device(), ", x on ",
-        x.device());
+  check_rope(x, tables, first_position);
   const Tensor out = Tensor::empty(x.shape(), x.dtype(), x.device());
   if (out.numel() == 0) return out;
   SWITCHYARD_DISPATCH(x.device(), rope, unit_last_stride(x), tables.cosine.contiguous(), tables.sine.contiguous(),
                       first_position, inverse, out);
   return out;
+}
+
+void rope_in_place(const Tensor& x, const RopeTables& tables, std::int64_t first_position, bool inverse) {
+  check_rope(x, tables, first_position);
+  check(x.stride(-1) == 1, "rope_in_place: x has stride ", x.stride(-1), " on its last axis, expected 1");
+  if (x.numel() == 0) return;
+  SWITCHYARD_DISPATCH(x.device(), rope, x, tables.cosine.contiguous(), tables.sine.contiguous(), first_position,
+                      inverse, x);
 }
 
 }  // namespace switchyard::ops

@@ -45,5 +45,7 @@ struct RopeTables {
 RopeTables rope_tables(std::int64_t positions, std::int64_t rotated, double base, DType dtype, Device device);
 /// Rotates the first r channels of x [B, T, H, d], pairing channel i with i + r/2; the rest pass through.
 Tensor rope(const Tensor& x, const RopeTables& tables, std::int64_t first_position, bool inverse = false);
+/// The same over x's own elements; touches only the channels that turn. x has stride 1 on its last axis.
+void rope_in_place(const Tensor& x, const RopeTables& tables, std::int64_t first_position, bool inverse = false);
 
 }  // namespace switchyard::ops

@@ -123,6 +123,21 @@ void add_norms_and_softmax(std::vector<Row>& rows) {
                   }});
   rows.push_back({"rms_norm", {{3, 7}, {7}}, [](const Variables& in) { return rms_norm(in[0], in[1], 1e-6); }});
   rows.push_back({"rms_norm_plain", {{3, 7}}, [](const Variables& in) { return rms_norm(in[0], {}, 1e-6); }});
+  // Both results matter in a residual stream, and either may have no successor.
+  const auto added = [](bool with_sum, bool with_normed) {
+    return [=](const Variables& in) {
+      const AddedNorm rms = add_rms_norm(in[0], in[1], in[2], 1e-6);
+      const AddedNorm layer = add_layer_norm(rms.sum, rms.normed, in[2], in[3], 1e-5);
+      return concat({with_sum ? layer.sum : layer.normed, with_normed ? layer.normed : layer.sum}, 0);
+    };
+  };
+  const std::vector<Shape> stream = {{3, 7}, {3, 7}, {7}, {7}};
+  rows.push_back({"add_norm", stream, added(true, true)});
+  rows.push_back({"add_norm_sum_only", stream, added(true, false)});
+  rows.push_back({"add_norm_normed_only", stream, added(false, true)});
+  rows.push_back({"add_norm_plain", {{2, 5}}, [](const Variables& in) {
+                    return add_layer_norm(in[0], in[0], {}, {}, 1e-3).normed * add_rms_norm(in[0], in[0], {}, 1e-3).sum;
+                  }});
   rows.push_back({"softmax", {{3, 7}}, [](const Variables& in) { return softmax(in[0]); }, -3, 3});
   rows.push_back({"log_softmax", {{3, 7}}, [](const Variables& in) { return log_softmax(in[0]); }, -3, 3});
   rows.push_back({"logsumexp", {{2, 3, 5}}, [](const Variables& in) { return logsumexp(in[0]); }, -3, 3});
@@ -211,6 +226,9 @@ void add_attention(std::vector<Row>& rows) {
     rows.push_back({"rope_" + std::to_string(rotated) + "_of_6",
                     {{2, 3, 2, 6}},
                     [t = tables(rotated)](const Variables& in) { return rope(in[0], t, 5); }});
+  rows.push_back({"rope_in_place", {{2, 3, 2, 6}}, [t = tables(4)](const Variables& in) {
+                    return rope(rope(in[0] * 2.0, t, 5, true), t, 1, true) * 0.5;
+                  }});
 }
 
 Variable none_or(const Variables& in, std::size_t i, bool wanted) { return wanted ? in[i] : Variable(); }

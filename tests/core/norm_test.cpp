@@ -90,8 +90,9 @@ TEST(LayerNorm, MatchesTheFormulas) {
         const Tensor bias = with & 2 ? random_tensor(width, 4, dtype) : Tensor();
         const Tensor n = normalized(x, true);
         for (const Tensor& source : layouts(x)) {
-          const auto [y, mean, inverse] = ops::layer_norm(source, weight, bias, kEpsilon);
+          const auto [y, mean, inverse, sum] = ops::layer_norm(source, weight, bias, kEpsilon);
           EXPECT_EQ(y.dtype(), dtype);
+          EXPECT_FALSE(sum.defined());
           EXPECT_EQ(mean.dtype(), ops::compute_dtype(dtype));
           EXPECT_EQ(mean.shape(), Shape(shape.begin(), shape.end() - 1));
           EXPECT_CLOSE(y, scaled(n, weight, bias), tolerance(dtype)) << shape;
@@ -117,7 +118,7 @@ TEST(RmsNorm, MatchesTheFormulas) {
         const Tensor weight = with_weight ? random_tensor({shape.back()}, 3, dtype, 0.5, 2) : Tensor();
         const Tensor n = normalized(x, false);
         for (const Tensor& source : layouts(x)) {
-          const auto [y, inverse] = ops::rms_norm(source, weight, kEpsilon);
+          const auto [y, inverse, sum] = ops::rms_norm(source, weight, kEpsilon);
           EXPECT_EQ(inverse.dtype(), ops::compute_dtype(dtype));
           EXPECT_CLOSE(y, scaled(n, weight, {}), tolerance(dtype)) << shape;
           const auto gradients = ops::rms_norm_backward(layouts(dy)[2], source, weight, inverse);
@@ -134,9 +135,45 @@ TEST(RmsNorm, MatchesTheFormulas) {
       }
 }
 
+/// x + addend in double, rounded to the dtype.
+Tensor rounded_sum(const Tensor& x, const Tensor& addend) {
+  return tensor_of(x.shape(), [&](const Shape& i) { return element(x, i) + element(addend, i); }).to(x.dtype());
+}
+
+TEST(Norm, AnAddendComesBeforeTheNorm) {
+  for (const Shape& shape : kShapes)
+    for (const DType dtype : kFloatingDTypes) {
+      const Tensor x = random_tensor(shape, 1, dtype, -2, 3), addend = random_tensor(shape, 2, dtype, -1, 1);
+      const Tensor weight = random_tensor({shape.back()}, 3, dtype, 0.5, 2);
+      const auto layer = ops::layer_norm(layouts(x)[2], weight, weight, kEpsilon, layouts(addend)[2]);
+      EXPECT_CLOSE(layer.sum, rounded_sum(x, addend), dtype == DType::bf16 ? 0 : 1e-6) << shape;
+      EXPECT_CLOSE(layer.y, scaled(normalized(layer.sum, true), weight, weight), tolerance(dtype)) << shape;
+      const auto rms = ops::rms_norm(layouts(x)[2], weight, kEpsilon, layouts(addend)[2]);
+      EXPECT_CLOSE(rms.sum, layer.sum, 0) << shape;
+      EXPECT_CLOSE(rms.y, scaled(normalized(layer.sum, false), weight, {}), tolerance(dtype)) << shape;
+    }
+}
+
+TEST(Norm, WhatReachesTheSumIsAddedToTheGradient) {
+  for (const DType dtype : {DType::f32, DType::f64}) {
+    const Shape shape = {4, 9};
+    const Tensor x = random_tensor(shape, 1, dtype), dy = random_tensor(shape, 2, dtype);
+    const Tensor dsum = random_tensor(shape, 3, dtype), weight = random_tensor({9}, 4, dtype, 0.5, 2);
+    const auto layer = ops::layer_norm(x, weight, weight, kEpsilon);
+    const auto gradients =
+        ops::layer_norm_backward(dy, x, weight, true, layer.mean, layer.inverse_deviation, layouts(dsum)[2]);
+    const auto total = [&](bool centred) { return rounded_sum(numeric_dx(dy, x, weight, centred), dsum); };
+    EXPECT_CLOSE(gradients.dx, total(true), gradient_tolerance(dtype));
+    EXPECT_CLOSE(gradients.dweight, parameter_gradient(dy, normalized(x, true)), gradient_tolerance(dtype));
+    const auto rms = ops::rms_norm(x, weight, kEpsilon);
+    EXPECT_CLOSE(ops::rms_norm_backward(dy, x, weight, rms.inverse_rms, dsum).dx, total(false),
+                 gradient_tolerance(dtype));
+  }
+}
+
 TEST(Norm, FloatParametersServeBfloat16Activations) {
   const Tensor x = random_tensor({6, 40}, 1, DType::bf16), weight = random_tensor({40}, 2, DType::f32, 0.5, 2);
-  const auto [y, mean, inverse] = ops::layer_norm(x, weight, weight, kEpsilon);
+  const auto [y, mean, inverse, sum] = ops::layer_norm(x, weight, weight, kEpsilon);
   EXPECT_EQ(y.dtype(), DType::bf16);
   EXPECT_CLOSE(y, scaled(normalized(x, true), weight, weight), tolerance(DType::bf16));
   const auto gradients = ops::layer_norm_backward(x, x, weight, true, mean, inverse);
@@ -160,7 +197,7 @@ TEST(Norm, GradientsDoNotDependOnTheNumberOfThreads) {
   std::vector<std::vector<float>> results;
   for (const int count : {1, 4}) {
     omp_set_num_threads(count);
-    const auto [y, mean, inverse] = ops::layer_norm(x, weight, weight, kEpsilon);
+    const auto [y, mean, inverse, sum] = ops::layer_norm(x, weight, weight, kEpsilon);
     const auto gradients = ops::layer_norm_backward(dy, x, weight, true, mean, inverse);
     for (const Tensor& part : {y, gradients.dx, gradients.dweight, gradients.dbias})
       results.push_back(part.to_vector<float>());
@@ -171,7 +208,7 @@ TEST(Norm, GradientsDoNotDependOnTheNumberOfThreads) {
 }
 
 TEST(Norm, EmptyConstantAndNaN) {
-  const auto [y, mean, inverse] = ops::layer_norm(Tensor::zeros({0, 3}), Tensor::ones({3}), {}, kEpsilon);
+  const auto [y, mean, inverse, sum] = ops::layer_norm(Tensor::zeros({0, 3}), Tensor::ones({3}), {}, kEpsilon);
   EXPECT_EQ(y.shape(), Shape({0, 3}));
   const auto gradients = ops::layer_norm_backward(Tensor::zeros({0, 3}), y, Tensor::ones({3}), true, mean, inverse);
   EXPECT_CLOSE(gradients.dweight, Tensor::zeros({3}), 0);
@@ -201,6 +238,10 @@ TEST(Norm, Errors) {
                "layer_norm backward: shapes of dy and x differ: [3] and [2, 3]");
   EXPECT_ERROR(ops::layer_norm_backward(x, x, {}, false, Tensor::ones({3}), one),
                "layer_norm backward: mean is not what");
+  EXPECT_ERROR(ops::layer_norm(x, {}, {}, 1e-5, Tensor::zeros({3})),
+               "layer_norm: shapes of addend and x differ: [3] and [2, 3]");
+  EXPECT_ERROR(ops::rms_norm_backward(x, x, {}, one, x.to(DType::f64)),
+               "rms_norm backward: dtypes of dsum and x differ: f64 and f32");
   EXPECT_ERROR(ops::rms_norm_backward(x, x, {}, Tensor()), "rms_norm backward: inverse_rms is not what");
 }
 

@@ -62,6 +62,12 @@ TEST(Rope, TurnsPairsOfChannels) {
       EXPECT_TRUE(turned.is_contiguous());
       EXPECT_CLOSE(turned, naive_rope(x, 6, first), tolerance);
       EXPECT_CLOSE(ops::rope(turned, turn, first, true), x.contiguous(), 2 * tolerance);
+
+      const Tensor around = fused.clone();
+      ops::rope_in_place(around.slice(3, 2, 12), turn, first);
+      EXPECT_CLOSE(around.slice(3, 2, 12), turned, 0);
+      EXPECT_CLOSE(around.slice(3, 0, 2), fused.slice(3, 0, 2), 0);
+      EXPECT_CLOSE(around.slice(3, 12, 20), fused.slice(3, 12, 20), 0);
     }
   }
 }
@@ -94,6 +100,8 @@ TEST(Rope, Errors) {
   EXPECT_ERROR(ops::rope(x, tables(4, 8, DType::f32), 0),
                "rope: the tables rotate 8 channels, expected an even number up to the head width 6");
   EXPECT_ERROR(ops::rope(x, tables(4, 4, DType::f32), 2), "rope: positions 2 to 5 are outside tables of 4 positions");
+  EXPECT_ERROR(ops::rope_in_place(x.transpose(2, 3), tables(4, 2, DType::f32), 0),
+               "rope_in_place: x has stride 6 on its last axis, expected 1");
   EXPECT_ERROR(ops::rope(x, tables(4, 4, DType::f32), -1), "rope: positions -1 to 2");
   EXPECT_ERROR(ops::rope(x, tables(4, 4, DType::f64), 0), "rope: the tables are f64, expected f32 for x of f32");
   EXPECT_ERROR(ops::rope(Tensor::zeros({4, 2, 6}), tables(4, 4, DType::f32), 0),

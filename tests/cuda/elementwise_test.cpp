@@ -95,19 +95,39 @@ TEST(CudaReduce, SumsMeansAndMaximaOverAnyAxes) {
 TEST(CudaNorm, LayerNormAndRmsNorm) {
   SKIP_WITHOUT_GPU();
   for (const DType dtype : kFloatingDTypes)
-    for (const Shape& shape : {Shape{3, 8}, Shape{65, 412}, Shape{9, 33}, Shape{300, 1024}, Shape{5, 5000}}) {
+    for (const Shape& shape : {Shape{3, 8}, Shape{65, 412}, Shape{9, 33}, Shape{300, 1024}, Shape{5000, 64},
+                               Shape{5, 5000}, Shape{3, 4999}, Shape{1, 8192}}) {
       const Shape width = {shape[1]};
       const auto op = [](const Tensors& in) {
         const auto layer = ops::layer_norm(in[0], in[1], in[2], 1e-5);
         const auto dlayer = ops::layer_norm_backward(in[3], in[0], in[1], true, layer.mean, layer.inverse_deviation);
+        const auto added = ops::layer_norm(in[0], in[1], in[2], 1e-5, in[3]);
+        const auto dadded =
+            ops::layer_norm_backward(in[3], in[0], in[1], false, layer.mean, layer.inverse_deviation, in[4]);
+        const auto added_rms = ops::rms_norm(in[0], {}, 1e-6, in[3]);
         const auto rms = ops::rms_norm(in[0], in[1], 1e-6);
         const auto drms = ops::rms_norm_backward(in[3], in[0], in[1], rms.inverse_rms);
-        return Tensors{layer.y,      layer.mean, layer.inverse_deviation, dlayer.dx, dlayer.dweight,
-                       dlayer.dbias, rms.y,      rms.inverse_rms,         drms.dx,   drms.dweight};
+        return Tensors{layer.y,
+                       layer.mean,
+                       layer.inverse_deviation,
+                       dlayer.dx,
+                       dlayer.dweight,
+                       dlayer.dbias,
+                       rms.y,
+                       rms.inverse_rms,
+                       drms.dx,
+                       drms.dweight,
+                       added.sum,
+                       added.y,
+                       dadded.dx,
+                       dadded.dweight,
+                       added_rms.sum,
+                       added_rms.y,
+                       ops::rms_norm_backward(in[3], in[0], in[1], rms.inverse_rms, in[4]).dx};
       };
       expect_parity(op,
                     {random_tensor(shape, 1, dtype, -1, 2), random_tensor(width, 2, dtype, 0.5, 1.5),
-                     random_tensor(width, 3, dtype), random_tensor(shape, 4, dtype)},
+                     random_tensor(width, 3, dtype), random_tensor(shape, 4, dtype), random_tensor(shape, 5, dtype)},
                     dtype, "norms");
     }
 }

@@ -88,6 +88,21 @@ Tensor tokens(const Shape& shape, std::uint64_t seed = 1) {
   return random_tensor(shape, seed, DType::f64, 0, kVocabulary - 0.01).to(DType::i64);
 }
 
+TEST(TransformerBlock, advances_a_stream_as_it_maps_its_total) {
+  for (const NormKind norm : {NormKind::layernorm, NormKind::rmsnorm}) {
+    ModelShape shape;
+    shape.norm = norm;
+    const auto model = make(shape);
+    const Tensor a = random_tensor({2, 5, 8}, 1, DType::f64), b = random_tensor({2, 5, 8}, 2, DType::f64);
+    ResidualStream stream{Variable(a), Variable(b)};
+    model->block(0).advance(stream);
+    model->block(1).advance(stream);
+    const Variable x = Variable(a) + Variable(b);
+    const Variable expected = model->block(1).forward(model->block(0).forward(x).output).output;
+    EXPECT_LE(max_error(stream.total().data(), expected.data()), 1e-12);
+  }
+}
+
 TEST(LanguageModel, names_its_parameters) {
   ModelShape shape;
   shape.layers = 1;
