@@ -5,7 +5,7 @@
 namespace switchyard::nn {
 
 AddedNorm Norm::add_forward(const Variable& x, const Variable& addend) const {
-  const Variable sum = x + addend;
+  const Variable sum = addend.defined() ? x + addend : x;
   return {sum, forward(sum)};
 }
 

@@ -11,7 +11,7 @@ namespace switchyard::nn {
 class Norm : public Module {
  public:
   virtual Variable forward(const Variable& x) const = 0;
-  /// x + addend and its norm; both of one shape.
+  /// x + addend and its norm; addend has x's shape or is undefined. See add_layer_norm.
   virtual AddedNorm add_forward(const Variable& x, const Variable& addend) const;
 };
 

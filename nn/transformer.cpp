@@ -21,7 +21,6 @@ Variable add_regularizers(const Variable& a, const Variable& b) {
 
 /// The norm of the stream, whose pending addition is done on the way.
 Variable add_and_norm(const Norm& norm, ResidualStream& stream) {
-  if (!stream.pending.defined()) return norm.forward(stream.sum);
   const AddedNorm added = norm.add_forward(stream.sum, stream.pending);
   stream = {added.sum, {}};
   return added.normed;

@@ -47,23 +47,25 @@ Variable rms_norm(const Variable& x, const Variable& weight, double epsilon) {
 // Both terms of the sum get the same gradient: what reached the sum, and what came through the norm.
 AddedNorm add_layer_norm(const Variable& x, const Variable& addend, const Variable& weight, const Variable& bias,
                          double epsilon) {
-  const auto result = ops::layer_norm(x.data(), data_or_none(weight), data_or_none(bias), epsilon, addend.data());
-  const Variables outputs =
-      record_many("add_layer_norm", {result.sum, result.y}, with_defined({x, addend}, {weight, bias}),
-                  [sum = result.sum, weight = data_or_none(weight), has_bias = bias.defined(), mean = result.mean,
-                   inverse = result.inverse_deviation](const Gradients& dy) {
-                    return in_order(ops::layer_norm_backward(dy[1], sum, weight, has_bias, mean, inverse, dy[0]), 2);
-                  });
+  const auto result =
+      ops::layer_norm(x.data(), data_or_none(weight), data_or_none(bias), epsilon, data_or_none(addend));
+  const Tensor sum = addend.defined() ? result.sum : x.data();
+  const Variables outputs = record_many(
+      "add_layer_norm", {sum, result.y}, with_defined({x}, {addend, weight, bias}),
+      [sum, weight = data_or_none(weight), has_bias = bias.defined(), mean = result.mean,
+       inverse = result.inverse_deviation, terms = addend.defined() ? 2u : 1u](const Gradients& dy) {
+        return in_order(ops::layer_norm_backward(dy[1], sum, weight, has_bias, mean, inverse, dy[0]), terms);
+      });
   return {outputs[0], outputs[1]};
 }
 
 AddedNorm add_rms_norm(const Variable& x, const Variable& addend, const Variable& weight, double epsilon) {
-  const auto result = ops::rms_norm(x.data(), data_or_none(weight), epsilon, addend.data());
-  const Variables outputs =
-      record_many("add_rms_norm", {result.sum, result.y}, with_defined({x, addend}, {weight}),
-                  [sum = result.sum, weight = data_or_none(weight), inverse = result.inverse_rms](const Gradients& dy) {
-                    return in_order(ops::rms_norm_backward(dy[1], sum, weight, inverse, dy[0]), 2);
-                  });
+  const auto result = ops::rms_norm(x.data(), data_or_none(weight), epsilon, data_or_none(addend));
+  const Tensor sum = addend.defined() ? result.sum : x.data();
+  const Variables outputs = record_many(
+      "add_rms_norm", {sum, result.y}, with_defined({x}, {addend, weight}),
+      [sum, weight = data_or_none(weight), inverse = result.inverse_rms, terms = addend.defined() ? 2u : 1u](
+          const Gradients& dy) { return in_order(ops::rms_norm_backward(dy[1], sum, weight, inverse, dy[0]), terms); });
   return {outputs[0], outputs[1]};
 }
 

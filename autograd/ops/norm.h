@@ -10,11 +10,11 @@ Variable layer_norm(const Variable& x, const Variable& weight, const Variable& b
 Variable rms_norm(const Variable& x, const Variable& weight, double epsilon);
 
 struct AddedNorm {
-  Variable sum;     ///< x + addend
+  Variable sum;     ///< x + addend; x itself without an addend
   Variable normed;  ///< the norm of sum
 };
-/// The step of a residual stream in one pass over memory, forward and backward: x + addend, and its norm. x and addend
-/// of one shape.
+/// The step of a residual stream in one pass over memory, forward and backward: x + addend, and its norm. addend has
+/// x's shape, or is undefined. Go on with `sum`, not with x: so their gradients meet in the norm's own backward pass.
 AddedNorm add_layer_norm(const Variable& x, const Variable& addend, const Variable& weight, const Variable& bias,
                          double epsilon);
 AddedNorm add_rms_norm(const Variable& x, const Variable& addend, const Variable& weight, double epsilon);

@@ -136,7 +136,8 @@ void add_norms_and_softmax(std::vector<Row>& rows) {
   rows.push_back({"add_norm_sum_only", stream, added(true, false)});
   rows.push_back({"add_norm_normed_only", stream, added(false, true)});
   rows.push_back({"add_norm_plain", {{2, 5}}, [](const Variables& in) {
-                    return add_layer_norm(in[0], in[0], {}, {}, 1e-3).normed * add_rms_norm(in[0], in[0], {}, 1e-3).sum;
+                    const AddedNorm layer = add_layer_norm(in[0], {}, {}, {}, 1e-3);
+                    return layer.normed * add_rms_norm(layer.sum, {}, {}, 1e-3).sum;
                   }});
   rows.push_back({"softmax", {{3, 7}}, [](const Variables& in) { return softmax(in[0]); }, -3, 3});
   rows.push_back({"log_softmax", {{3, 7}}, [](const Variables& in) { return log_softmax(in[0]); }, -3, 3});
