@@ -10,19 +10,22 @@
 namespace switchyard::cuda {
 namespace {
 
-/// How a block shares out a row: threads take pieces of kWidth neighbours in turn, up to kPieces each.
-template <int kPieceCount, int kPieceWidth>
+constexpr int kLongestRow = 8192;
+
+/// How a block shares out a row: threads take pieces of kWidth neighbours in turn, up to kPerThread elements in all.
+template <int kElements, int kPieceWidth>
 struct Spread {
-  static constexpr int kPieces = kPieceCount, kWidth = kPieceWidth, kPerThread = kPieces * kWidth;
-  static constexpr int kThreads = kPieces == 1 ? 256 : 512;  // at most
-  static constexpr int kBlocks = kPieces == 1 ? 3 : 1;       // that a multiprocessor should hold, at least
+  static constexpr int kPerThread = kElements, kWidth = kPieceWidth, kPieces = kPerThread / kWidth;
 
   /// The row's element that this thread holds in `slot`.
   __device__ static int column(int slot) { return (slot / kWidth * blockDim.x + threadIdx.x) * kWidth + slot % kWidth; }
 };
 
-constexpr int kLongestRow = 8192;
-constexpr int kMaxWarps = 16;
+// Rows up to kShortRow take few registers a thread, longer ones fewer threads than they would need otherwise.
+constexpr int kShortRow = 2048, kShortElements = 8, kLongElements = 16;
+template <class S>
+constexpr int kMaxThreads = S::kPerThread == kShortElements ? kShortRow / kShortElements : kLongestRow / kLongElements;
+constexpr int kMaxWarps = kLongestRow / kLongElements / 32;
 
 /// One thread's share of a row, as it lies in memory: bf16 takes half the registers of its float values.
 template <class S, class D>
@@ -77,7 +80,7 @@ struct ForwardRows {
   const D *x, *addend, *weight, *bias;  // null where there is none, but for x
   D *sum, *y;
   compute_t<D>*mean, *scale;
-  compute_t<D> epsilon;
+  compute_t<D> epsilon, inverse_width;
   std::int64_t rows;
   int width;
 };
@@ -85,7 +88,7 @@ struct ForwardRows {
 /// y = (s - mean) * scale * weight + bias with s = x + addend; kCentered is false for RMS norm, whose mean is 0. A
 /// block takes rows b, b + grid, ... and reads the next one while it works on the last.
 template <bool kCentered, class S, class D>
-__global__ void __launch_bounds__(S::kThreads, S::kBlocks) norm_forward(ForwardRows<D> in) {
+__global__ void __launch_bounds__(kMaxThreads<S>, 768 / kMaxThreads<S>) norm_forward(ForwardRows<D> in) {
   using A = compute_t<D>;
   __shared__ A scratch[2][1][kMaxWarps];
   Share<S, D> weight, bias, next_x, next_addend;
@@ -109,7 +112,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks) norm_forward(ForwardR
 #pragma unroll
       for (int i = 0; i < S::kPerThread; ++i) mean[0] += x[i];
       block_sums(mean, scratch[0]);
-      mean[0] /= in.width;
+      mean[0] *= in.inverse_width;
     }
 #pragma unroll
     for (int i = 0; i < S::kPerThread; ++i) {
@@ -118,7 +121,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks) norm_forward(ForwardR
     }
     block_sums(squares, scratch[1]);
     if constexpr (!kCentered) __syncthreads();  // before scratch[1] is written again
-    const A scale = A(1) / sqrt(squares[0] / in.width + in.epsilon);
+    const A scale = rsqrt(squares[0] * in.inverse_width + in.epsilon);
 #pragma unroll
     for (int i = 0; i < S::kPerThread; ++i) {
       const A normal = (x[i] - mean[0]) * scale;
@@ -137,6 +140,7 @@ struct BackwardRows {
   const compute_t<D>*mean, *scale;
   D* dx;
   compute_t<D>*dweight, *dbias;  // partial sums [blocks, width]; null where not wanted
+  compute_t<D> inverse_width;
   std::int64_t rows;
   int width;
 };
@@ -144,22 +148,25 @@ struct BackwardRows {
 /// With n = (x - mean) scale and g = dy weight: dx = dsum + scale (g - mean(g) - n mean(g n)), mean(g) only if
 /// centered; dweight = sum of dy n, dbias = sum of dy over rows, which block b takes as in the forward pass.
 template <bool kCentered, class S, class D>
-__global__ void __launch_bounds__(S::kThreads, S::kBlocks) norm_backward(BackwardRows<D> in) {
+__global__ void __launch_bounds__(kMaxThreads<S>, 768 / kMaxThreads<S>) norm_backward(BackwardRows<D> in) {
   using A = compute_t<D>;
   __shared__ A scratch[2][2][kMaxWarps];
   A dweight[S::kPerThread] = {}, dbias[S::kPerThread] = {};
   Share<S, D> weight, next_x, next_dy, next_dsum;
   weight.read(in.weight, in.width);
+  A next_scale, next_mean;
   const auto read = [&](std::int64_t row) {
     next_x.read(row < in.rows ? in.x + row * in.width : nullptr, in.width);
     next_dy.read(row < in.rows ? in.dy + row * in.width : nullptr, in.width);
     next_dsum.read(row < in.rows && in.dsum ? in.dsum + row * in.width : nullptr, in.width);
+    next_scale = row < in.rows ? in.scale[row] : A(0);
+    next_mean = kCentered && row < in.rows ? in.mean[row] : A(0);
   };
   read(blockIdx.x);
   int turn = 0;
   for (std::int64_t row = blockIdx.x; row < in.rows; row += gridDim.x, turn ^= 1) {
     const Share<S, D> x = next_x, dy = next_dy, dsum = next_dsum;
-    const A scale = in.scale[row], mean = kCentered ? in.mean[row] : A(0);
+    const A scale = next_scale, mean = next_mean;
     read(row + gridDim.x);
     A n[S::kPerThread], g[S::kPerThread], sums[2] = {};  // of g n, and of g
 #pragma unroll
@@ -172,7 +179,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks) norm_backward(Backwar
       sums[1] += g[i];
     }
     block_sums(sums, scratch[turn]);
-    const A mean_gn = sums[0] / in.width, mean_g = kCentered ? sums[1] / in.width : A(0);
+    const A mean_gn = sums[0] * in.inverse_width, mean_g = kCentered ? sums[1] * in.inverse_width : A(0);
     Share<S, D> dx;
 #pragma unroll
     for (int i = 0; i < S::kPerThread; ++i) dx.set(i, dsum[i] + scale * (g[i] - mean_g - n[i] * mean_gn));
@@ -216,17 +223,15 @@ void with_spread(const char* op, std::int64_t width, std::initializer_list<Tenso
   std::uintptr_t alignment = static_cast<std::uintptr_t>(width) * sizeof(T);
   for (const Tensor& t : operands)
     if (t.defined()) alignment |= reinterpret_cast<std::uintptr_t>(t.raw());
-  const auto with_access = [&](auto access) {
-    constexpr int kWidth = access.value;
-    using Short = Spread<1, kWidth>;
-    using Long = Spread<kLongestRow / kWidth / (32 * kMaxWarps), kWidth>;
-    const int threads = static_cast<int>((width + kWidth - 1) / kWidth);
-    if (threads <= Short::kThreads) f(Short{}, (threads + 31) / 32 * 32);
-    else f(Long{}, Long::kThreads);
+  const auto with_access = [&](auto bytes) {
+    constexpr int kWidth = bytes.value / sizeof(T);
+    const auto threads = [&](int elements) { return static_cast<int>(blocks_for(width, 32 * elements)) * 32; };
+    if (width <= kShortRow) f(Spread<kShortElements, kWidth>{}, threads(kShortElements));
+    else f(Spread<kLongElements, kWidth>{}, threads(kLongElements));
   };
-  if (alignment % 16 == 0) with_access(std::integral_constant<int, 16 / sizeof(T)>{});
-  else if (alignment % 8 == 0) with_access(std::integral_constant<int, 8 / sizeof(T)>{});
-  else with_access(std::integral_constant<int, 1>{});
+  if (alignment % 16 == 0) with_access(std::integral_constant<int, 16>{});
+  else if (alignment % 8 == 0) with_access(std::integral_constant<int, 8>{});
+  else with_access(std::integral_constant<int, sizeof(T)>{});
 }
 
 /// As many blocks as run at once, at most one a row.
@@ -244,11 +249,19 @@ void forward(const char* op, const Tensor& x, const Tensor& addend, const Tensor
   dispatch_floating(x.dtype(), op, [&](auto tag) {
     using T = typename decltype(tag)::type;
     using A = accumulate_t<T>;
-    const ForwardRows<device_t<T>> rows{
-        pointer<T>(x),           pointer<T>(addend), pointer<T>(weight),         pointer<T>(bias),
-        pointer<T>(sum),         pointer<T>(y),      pointer<A>(mean),           pointer<A>(scale),
-        static_cast<A>(epsilon), x.size(0),          static_cast<int>(x.size(1))};
-    with_spread<T>(op, x.size(1), {x, addend, weight, bias, sum, y}, [&](auto spread, int threads) {
+    const ForwardRows<device_t<T>> rows{pointer<T>(x),
+                                        pointer<T>(addend),
+                                        pointer<T>(weight),
+                                        pointer<T>(bias),
+                                        pointer<T>(sum),
+                                        pointer<T>(y),
+                                        pointer<A>(mean),
+                                        pointer<A>(scale),
+                                        static_cast<A>(epsilon),
+                                        A(1) / static_cast<A>(x.size(1)),
+                                        x.size(0),
+                                        static_cast<int>(x.size(1))};
+    with_spread<T>(op, rows.width, {x, addend, weight, bias, sum, y}, [&](auto spread, int threads) {
       const auto kernel = norm_forward<kCentered, decltype(spread), device_t<T>>;
       kernel<<<resident_blocks(kernel, threads, rows.rows, ctx), threads, 0, ctx.stream>>>(rows);
     });
@@ -271,10 +284,12 @@ void backward(const char* op, const Tensor& dy, const Tensor& x, const Tensor& w
         return sum.defined() ? Tensor::empty({blocks, width}, dtype_of<A>(), x.device()) : Tensor{};
       };
       const Tensor dweights = partial(dweight), dbiases = partial(dbias);
-      const BackwardRows<device_t<T>> rows{pointer<T>(dy),     pointer<T>(x),          pointer<T>(dsum),
-                                           pointer<T>(weight), pointer<A>(mean),       pointer<A>(scale),
-                                           pointer<T>(dx),     pointer<A>(dweights),   pointer<A>(dbiases),
-                                           x.size(0),          static_cast<int>(width)};
+      const BackwardRows<device_t<T>> rows{pointer<T>(dy),      pointer<T>(x),
+                                           pointer<T>(dsum),    pointer<T>(weight),
+                                           pointer<A>(mean),    pointer<A>(scale),
+                                           pointer<T>(dx),      pointer<A>(dweights),
+                                           pointer<A>(dbiases), A(1) / static_cast<A>(width),
+                                           x.size(0),           static_cast<int>(width)};
       kernel<<<blocks, threads, 0, ctx.stream>>>(rows);
       check_launch(op);
       if (dweight.defined() || dbias.defined())

@@ -1,6 +1,6 @@
 // Optimiser updates over all parameters in few launches. Tensors are cut into pieces of kPiece elements, a block each;
 // the table of tensors travels as a kernel argument. AdamW reads gradient, weights and both moments and writes the last
-// three: 28 bytes an element in fp32.
+// three: 28 bytes an element, in fp32 as well as in bf16 with a copy in fp32.
 
 #include "core/kernels/optim.h"
 #include "cuda/device/reduce.cuh"
@@ -46,6 +46,31 @@ void for_tables(const std::vector<Slot>& slots, ToEntry to_entry, Launch launch)
   flush();
 }
 
+/// Calls f(width, i) for neighbours i .. i + width - 1 that cover begin..end over the block: kWidth at a time where
+/// addresses allow, else one.
+template <int kWidth, class F>
+__device__ inline void for_vectors(bool aligned, std::int64_t begin, std::int64_t end, F f) {
+  const std::int64_t middle = aligned ? end - (end - begin) % kWidth : begin;
+  for (std::int64_t i = begin + threadIdx.x * kWidth; i < middle; i += blockDim.x * kWidth)
+    f(std::integral_constant<int, kWidth>{}, i);
+  for (std::int64_t i = middle + threadIdx.x; i < end; i += blockDim.x) f(std::integral_constant<int, 1>{}, i);
+}
+
+template <int kWidth, class T>
+__device__ inline Vector<T, kWidth>& vector_at(T* elements, std::int64_t i) {
+  return *reinterpret_cast<Vector<T, kWidth>*>(elements + i);
+}
+template <int kWidth, class T>
+__device__ inline const Vector<T, kWidth>& vector_at(const T* elements, std::int64_t i) {
+  return *reinterpret_cast<const Vector<T, kWidth>*>(elements + i);
+}
+
+bool all_aligned(std::initializer_list<Tensor> tensors) {
+  return std::all_of(tensors.begin(), tensors.end(), [](const Tensor& t) {
+    return !t.defined() || reinterpret_cast<std::uintptr_t>(t.raw()) % 16 == 0;
+  });
+}
+
 template <class W, class G>
 struct AdamWEntry {
   std::int64_t numel;
@@ -54,31 +79,51 @@ struct AdamWEntry {
   W *first_moment, *second_moment;
   G* rounded;  // the bf16 parameter of a master copy, else null
   double weight_decay;
+  bool aligned;
 };
 
+/// What an update reads of the step, worked out once: powers in double are dear.
+struct AdamWStep {
+  double rate, step_size, inverse_root, scale;
+};
+
+__global__ void adamw_step(const double* learning_rate, const std::int64_t* step, const double* gradient_scale,
+                           double beta1, double beta2, AdamWStep* out) {
+  const double t = static_cast<double>(*step);
+  *out = {*learning_rate, *learning_rate / (1 - pow(beta1, t)), 1 / sqrt(1 - pow(beta2, t)),
+          gradient_scale ? *gradient_scale : 1};
+}
+
 template <class W, class G>
-__global__ void adamw_pieces(Table<AdamWEntry<W, G>> table, const double* learning_rate, const std::int64_t* step,
-                             const double* gradient_scale, double beta1, double beta2, double epsilon) {
+__global__ void adamw_pieces(Table<AdamWEntry<W, G>> table, const AdamWStep* step, double beta1, double beta2,
+                             double epsilon) {
   std::int64_t begin;
   const AdamWEntry<W, G> entry = table.entries[table.find(blockIdx.x, &begin)];
-  const double rate = *learning_rate, t = static_cast<double>(*step);
-  const W keep = static_cast<W>(1 - rate * entry.weight_decay);
-  const W step_size = static_cast<W>(rate / (1 - pow(beta1, t)));
-  const W inverse_root = static_cast<W>(1 / sqrt(1 - pow(beta2, t)));
-  const W scale = gradient_scale ? static_cast<W>(*gradient_scale) : W(1);
+  const W keep = static_cast<W>(1 - step->rate * entry.weight_decay), step_size = static_cast<W>(step->step_size);
+  const W inverse_root = static_cast<W>(step->inverse_root), scale = static_cast<W>(step->scale);
   const W rest1 = static_cast<W>(1 - beta1), rest2 = static_cast<W>(1 - beta2);
   const W decay2 = static_cast<W>(beta2), small = static_cast<W>(epsilon);
   const std::int64_t end = min(entry.numel, begin + kPiece);
-  for (std::int64_t i = begin + threadIdx.x; i < end; i += blockDim.x) {
-    const W g = static_cast<W>(load(entry.gradient + i)) * scale;
-    const W m = entry.first_moment[i] + rest1 * (g - entry.first_moment[i]);
-    const W v = decay2 * entry.second_moment[i] + rest2 * g * g;
-    entry.first_moment[i] = m;
-    entry.second_moment[i] = v;
-    const W w = entry.weights[i] * keep - step_size * (m / (sqrt(v) * inverse_root + small));
-    entry.weights[i] = w;
-    if (entry.rounded) entry.rounded[i] = convert<G>(w);
-  }
+  for_vectors<16 / sizeof(W)>(entry.aligned, begin, end, [&](auto width, std::int64_t i) {
+    constexpr int kWidth = width.value;
+    const auto gradients = vector_at<kWidth>(entry.gradient, i);
+    auto weights = vector_at<kWidth>(entry.weights, i);
+    auto first = vector_at<kWidth>(entry.first_moment, i), second = vector_at<kWidth>(entry.second_moment, i);
+    Vector<G, kWidth> rounded;
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) {
+      const W g = static_cast<W>(load(&gradients.values[j])) * scale;
+      W &w = weights.values[j], &m = first.values[j], &v = second.values[j];
+      m = m + rest1 * (g - m);
+      v = decay2 * v + rest2 * g * g;
+      w = w * keep - step_size * (m / (sqrt(v) * inverse_root + small));
+      rounded.values[j] = convert<G>(w);
+    }
+    vector_at<kWidth>(entry.first_moment, i) = first;
+    vector_at<kWidth>(entry.second_moment, i) = second;
+    vector_at<kWidth>(entry.weights, i) = weights;
+    if (entry.rounded) vector_at<kWidth>(entry.rounded, i) = rounded;
+  });
 }
 
 template <class W, class G>
@@ -112,6 +157,7 @@ template <class G>
 struct NormEntry {
   std::int64_t numel;
   const G* values;
+  bool aligned;
 };
 
 /// partial[block] = sum of squares of a piece.
@@ -120,12 +166,15 @@ __global__ void squares(Table<NormEntry<G>> table, double* partial) {
   __shared__ double scratch[32];
   std::int64_t begin;
   const NormEntry<G> entry = table.entries[table.find(blockIdx.x, &begin)];
-  const std::int64_t end = min(entry.numel, begin + kPiece);
   double sum = 0;
-  for (std::int64_t i = begin + threadIdx.x; i < end; i += blockDim.x) {
-    const double value = load(entry.values + i);
-    sum += value * value;
-  }
+  for_vectors<16 / sizeof(G)>(entry.aligned, begin, min(entry.numel, begin + kPiece), [&](auto width, std::int64_t i) {
+    const auto values = vector_at<width.value>(entry.values, i);
+#pragma unroll
+    for (int j = 0; j < width.value; ++j) {
+      const double value = load(&values.values[j]);
+      sum += value * value;
+    }
+  });
   sum = block_reduce(sum, Add{}, 0.0, scratch);
   if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
@@ -161,6 +210,10 @@ const double* optional(const Tensor& scalar) { return scalar.defined() ? scalar.
 void adamw(const std::vector<ops::AdamWSlot>& slots, const Tensor& learning_rate, const Tensor& step,
            const Tensor& gradient_scale, double beta1, double beta2, double epsilon) {
   const cudaStream_t stream = stream_of(learning_rate);
+  const Tensor step_numbers = Tensor::empty({sizeof(AdamWStep) / sizeof(double)}, DType::f64, learning_rate.device());
+  auto* const numbers = reinterpret_cast<AdamWStep*>(step_numbers.data<double>());
+  adamw_step<<<1, 1, 0, stream>>>(learning_rate.data<double>(), step.data<std::int64_t>(), optional(gradient_scale),
+                                  beta1, beta2, numbers);
   for (const DType dtype : kFloating)
     dispatch_floating(dtype, "adamw", [&](auto tag) {
       using T = typename decltype(tag)::type;
@@ -169,17 +222,18 @@ void adamw(const std::vector<ops::AdamWSlot>& slots, const Tensor& learning_rate
       const auto chosen = of_dtype(slots, dtype, [](const ops::AdamWSlot& slot) { return slot.gradient.dtype(); });
       const auto to_entry = [](const ops::AdamWSlot& slot) {
         const bool master = slot.master.defined();
-        return AdamWEntry<W, G>{slot.parameter.numel(),
-                                pointer<W>(master ? slot.master : slot.parameter),
-                                pointer<T>(slot.gradient),
-                                pointer<W>(slot.first_moment),
-                                pointer<W>(slot.second_moment),
-                                master ? pointer<T>(slot.parameter) : nullptr,
-                                slot.weight_decay};
+        return AdamWEntry<W, G>{
+            slot.parameter.numel(),
+            pointer<W>(master ? slot.master : slot.parameter),
+            pointer<T>(slot.gradient),
+            pointer<W>(slot.first_moment),
+            pointer<W>(slot.second_moment),
+            master ? pointer<T>(slot.parameter) : nullptr,
+            slot.weight_decay,
+            all_aligned({slot.parameter, slot.master, slot.gradient, slot.first_moment, slot.second_moment})};
       };
       for_tables<AdamWEntry<W, G>>(chosen, to_entry, [&](const auto& table, unsigned pieces) {
-        adamw_pieces<<<pieces, kThreads, 0, stream>>>(table, learning_rate.data<double>(), step.data<std::int64_t>(),
-                                                      optional(gradient_scale), beta1, beta2, epsilon);
+        adamw_pieces<<<pieces, kThreads, 0, stream>>>(table, numbers, beta1, beta2, epsilon);
         check_launch("adamw");
       });
     });
@@ -219,7 +273,7 @@ void global_norm(const std::vector<Tensor>& tensors, const Tensor& norm) {
       using T = typename decltype(tag)::type;
       using G = device_t<T>;
       const auto chosen = of_dtype(tensors, dtype, [](const Tensor& x) { return x.dtype(); });
-      const auto to_entry = [](const Tensor& x) { return NormEntry<G>{x.numel(), pointer<T>(x)}; };
+      const auto to_entry = [](const Tensor& x) { return NormEntry<G>{x.numel(), pointer<T>(x), all_aligned({x})}; };
       for_tables<NormEntry<G>>(chosen, to_entry, [&](const auto& table, unsigned pieces) {
         squares<<<pieces, kThreads, 0, stream>>>(table, partial.data<double>() + done);
         check_launch("global_norm");

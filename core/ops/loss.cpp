@@ -82,14 +82,15 @@ LinearCrossEntropyResult linear_cross_entropy(const Tensor& x, const Tensor& w, 
   const Tensor inverse = Tensor::empty({1}, compute, device);
   SWITCHYARD_DISPATCH(device, inverse_target_count, dense_targets, ignore_index, inverse);
 
-  // A bf16 model's logits and the sums of its gradients are f32; only the factors of the products are bf16.
+  // A bf16 model's logits and the sums of its gradients are f32; the factors of the products, dlogits too, are bf16.
   const Tensor losses = Tensor::empty({n}, compute, device);
   const Tensor all_logits = Tensor::empty({longest, classes}, compute, device);
-  Tensor dx, dw, dbias, all_dlogits = all_logits;
+  Tensor dx, dw, dbias, ones, all_dlogits = all_logits;
   if (gradients_wanted) {
     dx = Tensor::empty(x.shape(), dtype, device);
     dw = Tensor::zeros(w.shape(), compute, device);
-    if (bias.defined()) dbias = Tensor::zeros(bias.shape(), compute, device);
+    if (bias.defined()) dbias = Tensor::zeros({classes, 1}, compute, device);
+    if (bias.defined()) ones = Tensor::ones({longest, 1}, dtype, device);
     if (dtype != compute) all_dlogits = Tensor::empty({longest, classes}, dtype, device);
   }
   for (std::int64_t begin = 0; begin < n; begin += rows_per_chunk) {
@@ -97,17 +98,16 @@ LinearCrossEntropyResult linear_cross_entropy(const Tensor& x, const Tensor& w, 
     const Tensor rows = x.slice(0, begin, end), logits = all_logits.slice(0, 0, end - begin);
     if (bias.defined()) copy(bias, logits);
     matmul_into(rows, w.transpose(0, 1), logits, 1, bias.defined() ? 1 : 0);
+    const Tensor dlogits = gradients_wanted ? all_dlogits.slice(0, 0, end - begin) : Tensor();
     SWITCHYARD_DISPATCH(device, cross_entropy, logits, dense_targets.slice(0, begin, end), ignore_index,
-                        losses.slice(0, begin, end), gradients_wanted ? logits : Tensor(), inverse);
+                        losses.slice(0, begin, end), dlogits, inverse);
     if (!gradients_wanted) continue;
-    const Tensor dlogits = all_dlogits.slice(0, 0, end - begin);
-    if (dtype != compute) copy(logits, dlogits);
     matmul_into(dlogits, w, dx.slice(0, begin, end));
     matmul_into(dlogits.transpose(0, 1), rows, dw, 1, 1);
-    if (bias.defined()) accumulate(dbias, sum(logits, {0}));
+    if (bias.defined()) matmul_into(dlogits.transpose(0, 1), ones.slice(0, 0, end - begin), dbias, 1, 1);
   }
   const Tensor loss = multiply(sum(losses), inverse.view({}));
-  return {loss, dx, dw.defined() ? dw.to(dtype) : dw, dbias.defined() ? dbias.to(dtype) : dbias};
+  return {loss, dx, dw.defined() ? dw.to(dtype) : dw, dbias.defined() ? dbias.view({classes}).to(dtype) : dbias};
 }
 
 }  // namespace switchyard::ops
