@@ -22,6 +22,8 @@ std::unique_ptr<Context> make_context(int index) {
              "cudaDeviceGetAttribute");
   check_cuda(cudaDeviceGetAttribute(&value, cudaDevAttrMaxSharedMemoryPerBlockOptin, index), "cudaDeviceGetAttribute");
   made->shared_memory_per_block = static_cast<std::size_t>(value);
+  check_cuda(cudaDeviceGetAttribute(&value, cudaDevAttrL2CacheSize, index), "cudaDeviceGetAttribute");
+  made->cache_bytes = value;
 #ifdef SWITCHYARD_HOPPER
   int major = 0;
   check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index), "cudaDeviceGetAttribute");

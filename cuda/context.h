@@ -16,6 +16,7 @@ struct Context {
   void* blas_workspace = nullptr;
   int multiprocessors = 0;
   std::size_t shared_memory_per_block = 0;  ///< the opt-in limit
+  std::int64_t cache_bytes = 0;             ///< of the second-level cache
   bool hopper = false;  ///< kernels of compute capability 9.0a (wgmma) can run: the GPU has it, and the build made them
 };
 

@@ -191,7 +191,8 @@ void multiply_pairs(const Tensor& source, Rows source_rows, const Tensor& weight
   // Pairs that a mask leaves out have no product: their rows are zeroed, so that nothing unwritten is ever read.
   if (plan.choices * plan.slots == plan.experts) fill(y, 0);
   if constexpr (std::is_same_v<T, bfloat16>) {
-    launch_pair_product(product, max_tiles(plan, kTensorCoreRows), stream);
+    if (!launch_pair_product_hopper(product, plan.max_pairs(), context(y.device())))
+      launch_pair_product(product, max_tiles(plan, kTensorCoreRows), stream);
   } else {
     pair_product<<<dim3(blocks_for(max_tiles(plan, kTile), 1), blocks_for(product.outer, kTile)), 256, 0, stream>>>(
         product);

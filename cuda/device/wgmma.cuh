@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cuda.h>
 #include <cuda_bf16.h>
 
 #include <cstdint>
@@ -222,6 +223,16 @@ __device__ inline void wait_barrier(std::uint64_t* barrier, int parity) {
         : "=r"(done)
         : "r"(shared_address(barrier)), "r"(parity)
         : "memory");
+}
+
+/// Starts the copy of a box of a tensor (cuda/tensor_map.h) from element (c0, c1, c2) on, fastest axis first. The bytes
+/// of the whole box count for `barrier`. Called by one thread; `to` is aligned to 1024 bytes.
+__device__ inline void copy_box(void* to, const CUtensorMap& map, int c0, int c1, int c2, std::uint64_t* barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::
+          "r"(shared_address(to)),
+      "l"(&map), "r"(shared_address(barrier)), "r"(c0), "r"(c1), "r"(c2)
+      : "memory");
 }
 
 /// Registers move between warpgroups: a warpgroup that copies gives up registers, one that multiplies takes more. Each

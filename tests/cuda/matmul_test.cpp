@@ -164,6 +164,35 @@ TEST(CudaExpertMatmul, FewExpertsPerSlot) {
         }
 }
 
+// Widths for every tile, aligned to 16 and to 8 bytes, in both orientations of the weight; experts of 0 to 1500 pairs.
+TEST(CudaExpertMatmul, EveryWidthOfTheTensorCores) {
+  SKIP_WITHOUT_GPU();
+  constexpr std::int64_t kTokens = 1500, kExperts = 7;
+  std::vector<std::int32_t> chosen;
+  for (std::int32_t token = 0; token < kTokens; ++token) {
+    chosen.push_back(token % 10 == 0 ? 1 : token % 7 == 0 ? 5 : 0);
+    chosen.push_back(token % 3 == 0 ? 2 : 3);
+  }
+  const Tensor indices = Tensor::from(chosen, {kTokens, 2});
+  for (const std::int64_t inner : {64, 76, 200})
+    for (const std::int64_t outer : {60, 76, 112, 128, 256, 300, 584})
+      expect_parity(
+          [&](const Tensors& in) {
+            const auto plan = ops::routing_plan(in[0], kExperts);
+            const ops::ExpertMatmulOptions up{Rows::token, Rows::pair, ops::Activation::relu},
+                down{Rows::pair, Rows::token};
+            const Tensor y = ops::expert_matmul(in[1], in[2], in[3], in[4], plan, up);
+            const Tensor z = ops::expert_matmul(y, in[2].transpose(1, 2), {}, in[4], plan, down);
+            const auto back =
+                ops::expert_matmul_input_backward(in[1], y, in[2].transpose(1, 2), {}, in[4], plan, down, true, true);
+            return Tensors{y, z, back.dx, back.dgates};
+          },
+          {indices, random_tensor({kTokens, inner}, 1, DType::bf16),
+           random_tensor({kExperts, inner, outer}, 2, DType::bf16), random_tensor({kExperts, outer}, 3, DType::bf16),
+           random_tensor({kTokens, 1, 2}, 4, DType::bf16, 0, 1)},
+          DType::bf16, "expert_matmul");
+}
+
 TEST(CudaExpertMatmul, ActivationInTheEpilogue) {
   SKIP_WITHOUT_GPU();
   for (const DType dtype : kFloatingDTypes)

@@ -1,0 +1,268 @@
+#pragma once
+
+// The gathering half of the expert products on Hopper (expert_product_hopper.cu): which tiles a block makes, and how
+// their operands come to shared memory.
+
+#include "cuda/device/mma.cuh"
+#include "cuda/device/wgmma.cuh"
+#include "cuda/expert_matmul.cuh"
+
+namespace switchyard::cuda::expert_product {
+
+using Bf16 = __nv_bfloat16;
+
+constexpr int kDepth = kLineValues, kStages = 4, kUnitRows = 128;
+constexpr int kGroup = 128, kBlockThreads = 3 * kGroup;  // threads of a warpgroup, of a block
+constexpr int kVector = 8;                               // bf16 values in 16 bytes
+
+/// A tile: `count` pairs of one expert from pair `first` on, columns from `column` on. count is 0 after the last tile.
+struct Where {
+  int expert, first, count, column;
+};
+
+template <int kColumns, int kBlocks>
+struct Shared {
+  static constexpr int kRows = kUnitRows * kBlocks;
+  static constexpr int kPanels = (kColumns + kLineValues - 1) / kLineValues;
+  struct Stage {
+    Bf16 rows[kRows * kDepth];
+    Bf16 weight[kPanels * kLineValues * kDepth];
+  };
+  Stage stages[kStages];
+  Bf16 results[2 * kGroup / 32][16 * kLineValues];  // per multiplying warp
+  std::int64_t row_offsets[2][kRows];               // where the rows of this tile and of the one before begin
+  Where where[kStages];                             // the tile that a stage belongs to
+  std::uint64_t full[kStages], empty[kStages];
+};
+
+/// How the operands are copied.
+struct Copies {
+  CUtensorMap source, weight;
+  bool aligned;     // in vectors of eight values and by the copy engine, else in fours
+  bool contiguous;  // the source has a row per pair, the engine copies them
+};
+
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)  // other GPUs get an empty kernel, never launched
+
+__device__ inline int warp_sum(int value) {
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(0xffffffffu, value, distance);
+  return value;
+}
+
+/// The tiles of this block. All tiles are numbered by expert, then column, then pair, in units of kUnitRows pairs, and
+/// either cut into one run per block (experts small enough to stay in the second-level cache: all blocks pass over the
+/// tokens at one pace and share their rows) or dealt out in turn (large experts: blocks share one expert's weights).
+struct Schedule {
+  const std::int32_t* offsets;
+  int experts, column_tiles;
+  bool in_turn;
+
+  static __device__ int units(int pairs) { return (pairs + kUnitRows - 1) / kUnitRows; }
+
+  __device__ std::int64_t total() const {
+    int sum = 0;
+    for (int e = threadIdx.x % 32; e < experts; e += 32) sum += units(offsets[e + 1] - offsets[e]);
+    return static_cast<std::int64_t>(warp_sum(sum)) * column_tiles;
+  }
+
+  /// The tile at unit `item`, of at most `most` units. Called by whole warps.
+  __device__ Where locate(std::int64_t item, int most, int columns) const {
+    const int lane = threadIdx.x % 32;
+    std::int64_t before = 0;
+    for (int first = 0; first < experts; first += 32) {
+      const int expert = first + lane;
+      const int begin = expert < experts ? offsets[expert] : 0, end = expert < experts ? offsets[expert + 1] : 0;
+      const int own = units(end - begin) * column_tiles;
+      int sum = own;
+#pragma unroll
+      for (int distance = 1; distance < 32; distance *= 2) {
+        const int other = __shfl_up_sync(0xffffffffu, sum, distance);
+        if (lane >= distance) sum += other;
+      }
+      const unsigned reached = __ballot_sync(0xffffffffu, before + sum > item);
+      if (reached != 0) {
+        const int owner = __ffs(reached) - 1;
+        const int index = static_cast<int>(item - before) - __shfl_sync(0xffffffffu, sum - own, owner);
+        const int pairs = __shfl_sync(0xffffffffu, end - begin, owner);
+        const int unit = index % units(pairs);
+        return {first + owner, __shfl_sync(0xffffffffu, begin, owner) + unit * kUnitRows,
+                min(most * kUnitRows, pairs - unit * kUnitRows), index / units(pairs) * columns};
+      }
+      before += __shfl_sync(0xffffffffu, sum, 31);
+    }
+    return {};
+  }
+
+  /// Calls use(tile) for every tile of this block, of at most `blocks` units.
+  template <class Use>
+  __device__ void for_each_tile(int blocks, int columns, Use use) const {
+    const std::int64_t all = total(), share = in_turn ? blocks : 0;
+    for (std::int64_t round = 0; round == 0 || in_turn; ++round) {
+      std::int64_t item = in_turn ? (round * gridDim.x + blockIdx.x) * share : all * blockIdx.x / gridDim.x;
+      const std::int64_t end = in_turn ? min(all, item + share) : all * (blockIdx.x + 1) / gridDim.x;
+      if (in_turn && item >= all) return;
+      while (item < end) {
+        const Where tile = locate(item, static_cast<int>(min(end - item, std::int64_t{blocks})), columns);
+        use(tile);
+        item += units(tile.count);
+      }
+    }
+  }
+};
+
+/// Starts copying four values, or writing four zeros where `valid` is false.
+__device__ inline void copy_four(Bf16* to, const Bf16* from, bool valid) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared_address(to)), "l"(from), "r"(valid ? 8 : 0));
+}
+
+/// Copies `lines` lines of 64 values of which only every fourth is aligned, for matrices whose width is no multiple of
+/// eight: from(line), or zeros where that is null; zeros from value `limit` on. `readable` stands in for what is not
+/// read.
+template <class From>
+__device__ inline void copy_lines_by_four(Bf16* to, int lines, int limit, const Bf16* readable, From from) {
+  constexpr int kPerLine = kLineValues / 4;
+  const int value = threadIdx.x % kPerLine * 4;
+#pragma unroll 4
+  for (int line = threadIdx.x / kPerLine; line < lines; line += kGroup / kPerLine) {
+    const Bf16* source = from(line);
+    const bool valid = source != nullptr && value < limit;
+    copy_four(to + swizzled(line, value / kVector) + value % kVector, valid ? source + value : readable, valid);
+  }
+}
+
+/// The gathering warpgroup.
+template <int kColumns, int kBlocks, Major kWeight>
+struct Gather {
+  const PairProduct<Bf16>& p;
+  const Copies& copies;
+  Shared<kColumns, kBlocks>& shared;
+  int step = 0, tiles = 0;
+
+  static constexpr int kRowsApart = kGroup / (kDepth / kVector);  // of the rows that one thread copies, a vector each
+  static constexpr int kRowsPerThread = kUnitRows / kRowsApart;
+
+  __device__ int wait_for_stage() const {
+    wait_barrier(&shared.empty[step % kStages], (step / kStages + 1) % 2);
+    return step % kStages;
+  }
+
+  /// The stage is full when all that this warpgroup started is there, and what thread 0 wrote.
+  __device__ void announce(int stage, int bytes) {
+    arrive_after_copies(&shared.full[stage]);
+    if (threadIdx.x == 0) arrive_and_expect(&shared.full[stage], bytes);
+    ++step;
+  }
+
+  __device__ void end() {
+    const int stage = wait_for_stage();
+    if (threadIdx.x == 0) shared.where[stage] = {};
+    announce(stage, 0);
+  }
+
+  /// The weight's part of a step, by the copy engine. Returns the bytes to come.
+  __device__ int copy_weight(const Where& tile, int k0, int stage) const {
+    Bf16* to = shared.stages[stage].weight;
+    if constexpr (kWeight == Major::depth) {
+      if (threadIdx.x == 0) copy_box(to, copies.weight, k0, tile.column, tile.expert, &shared.full[stage]);
+      return kColumns * kDepth * sizeof(Bf16);
+    } else {
+      constexpr int kPanels = Shared<kColumns, kBlocks>::kPanels;
+      if (threadIdx.x == 0)
+        for (int panel = 0; panel < kPanels; ++panel)
+          copy_box(to + panel * kLineValues * kDepth, copies.weight, tile.column + panel * kLineValues, k0, tile.expert,
+                   &shared.full[stage]);
+      return kPanels * kLineValues * kDepth * sizeof(Bf16);
+    }
+  }
+
+  /// Consecutive rows and the weight, both by the copy engine.
+  __device__ void copy_tile(const Where& tile) {
+    for (int k0 = 0; k0 < p.inner; k0 += kDepth) {
+      const int stage = wait_for_stage();
+      int bytes = 0;
+      if (threadIdx.x == 0) {
+        shared.where[stage] = tile;
+        for (int unit = 0; unit * kUnitRows < tile.count; ++unit) {
+          copy_box(shared.stages[stage].rows + unit * kUnitRows * kDepth, copies.source, k0,
+                   tile.first + unit * kUnitRows, 0, &shared.full[stage]);
+          bytes += kUnitRows * kDepth * sizeof(Bf16);
+        }
+      }
+      announce(stage, bytes + copy_weight(tile, k0, stage));
+    }
+  }
+
+  __device__ void look_up_rows(const Where& tile) {
+    std::int64_t* offsets = shared.row_offsets[++tiles % 2];                  // the other buffer may still be read
+    for (int line = threadIdx.x; line < kUnitRows * kBlocks; line += kGroup)  // lines beyond the last repeat it
+      offsets[line] = p.source_rows.row(tile.first + min(line, tile.count - 1)) * p.inner;
+    asm volatile("bar.sync 1, %0;" ::"n"(kGroup) : "memory");
+  }
+
+  /// Gathered rows by this warpgroup, the weight by the copy engine.
+  __device__ void gather_tile(const Where& tile) {
+    look_up_rows(tile);
+    const int first_line = threadIdx.x / (kDepth / kVector), vector = threadIdx.x % (kDepth / kVector);
+    const Bf16* rows[kRowsPerThread * kBlocks];
+#pragma unroll
+    for (int i = 0; i < kRowsPerThread * kBlocks; ++i)
+      rows[i] = p.source + shared.row_offsets[tiles % 2][first_line + i * kRowsApart] + vector * kVector;
+    for (int k0 = 0; k0 < p.inner; k0 += kDepth) {
+      const int stage = wait_for_stage();
+      if (threadIdx.x == 0) shared.where[stage] = tile;
+      const int bytes = copy_weight(tile, k0, stage);
+      Bf16* to = shared.stages[stage].rows + swizzled(first_line, vector);
+      const bool valid = k0 + vector * kVector < p.inner;
+#pragma unroll
+      for (int unit = 0; unit < kBlocks; ++unit) {
+        if (unit * kUnitRows >= tile.count) break;
+#pragma unroll
+        for (int i = unit * kRowsPerThread; i < (unit + 1) * kRowsPerThread; ++i)
+          copy_async(to + i * kRowsApart * kDepth, rows[i] + (valid ? k0 : 0), valid);
+      }
+      announce(stage, bytes);
+    }
+  }
+
+  /// Everything in vectors of four.
+  __device__ void gather_tile_by_four(const Where& tile) {
+    look_up_rows(tile);
+    const std::int64_t* offsets = shared.row_offsets[tiles % 2];
+    const Bf16* weight = p.weight + tile.expert * p.weight_stride_expert;
+    for (int k0 = 0; k0 < p.inner; k0 += kDepth) {
+      const int stage = wait_for_stage();
+      if (threadIdx.x == 0) shared.where[stage] = tile;
+      auto& to = shared.stages[stage];
+      copy_lines_by_four(to.rows, (tile.count + kUnitRows - 1) / kUnitRows * kUnitRows, p.inner - k0, p.source,
+                         [&](int line) { return p.source + offsets[line] + k0; });
+      if constexpr (kWeight == Major::depth) {
+        copy_lines_by_four(to.weight, kColumns, p.inner - k0, p.source, [&](int line) {
+          const int column = tile.column + line;
+          return column < p.outer ? weight + column * p.weight_stride_outer + k0 : nullptr;
+        });
+      } else {
+        for (int first = 0; first < kColumns; first += kLineValues)
+          copy_lines_by_four(to.weight + first * kDepth, kDepth, p.outer - tile.column - first, p.source,
+                             [&](int line) {
+                               const int k = k0 + line;
+                               return k < p.inner ? weight + k * p.weight_stride_inner + tile.column + first : nullptr;
+                             });
+      }
+      announce(stage, 0);
+    }
+  }
+
+  __device__ void run(const Schedule& schedule) {
+    schedule.for_each_tile(kBlocks, kColumns, [&](const Where& tile) {
+      if (!copies.aligned) gather_tile_by_four(tile);
+      else if (copies.contiguous) copy_tile(tile);
+      else gather_tile(tile);
+    });
+    end();
+  }
+};
+
+#endif
+
+}  // namespace switchyard::cuda::expert_product
