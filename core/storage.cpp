@@ -43,7 +43,8 @@ constexpr std::size_t kAlignment = 64;  // a cache line and an AVX-512 register
 
 MemoryStatistics memory_statistics(Device device) {
   if (device.is_cuda()) return cuda::memory_statistics(device);
-  return {cpu_counters.current.load(), cpu_counters.peak.load(), cpu_counters.allocations.load()};
+  const std::size_t current = cpu_counters.current.load();
+  return {current, cpu_counters.peak.load(), cpu_counters.allocations.load(), current};
 }
 
 void reset_peak_memory(Device device) {

@@ -11,7 +11,8 @@ namespace switchyard {
 struct MemoryStatistics {
   std::size_t current_bytes = 0;
   std::size_t peak_bytes = 0;
-  std::size_t allocations = 0;  ///< calls that gave out memory since the program started
+  std::size_t allocations = 0;     ///< calls that gave out memory since the program started
+  std::size_t reserved_bytes = 0;  ///< held from the system, with what lies idle to be given out again
 };
 
 /// Memory in use on `device` now, and its peak since the last reset_peak_memory.

@@ -2,8 +2,12 @@
 // block that fits, split if the rest is worth keeping, and a freed block merges with free neighbours. Since all work of
 // a device runs on one stream, a block may be handed out again the moment the host lets go of it.
 //
-// Blocks given out while a graph is being captured come from a pool of their own: the graph will write to those
-// addresses at every replay, so nobody else may have them.
+// Blocks given out while a graph is being recorded come from a pool of their own: the graph will write to those
+// addresses at every replay, so other work may not have them. (A second graph may: graphs never run at the same time,
+// and what is to outlive a replay is held by a tensor.) Blocks that were in use meanwhile may be read by the graph:
+// freed later, they are set aside until the last graph is gone.
+
+#include "cuda/allocator.h"
 
 #include <algorithm>
 #include <iomanip>
@@ -12,6 +16,8 @@
 #include <mutex>
 #include <set>
 #include <unordered_map>
+#include <utility>
+#include <vector>
 
 #include "core/kernels/device.h"
 #include "cuda/check.h"
@@ -34,6 +40,7 @@ struct Block {
   int pool;
   Block* previous = nullptr;  // neighbours in the segment
   Block* next = nullptr;
+  bool recorded = false;  // a graph may read it
 };
 
 struct BySize {
@@ -58,13 +65,14 @@ class Arena {
     const std::lock_guard lock(mutex_);
     const bool small = requested <= kSmall;
     const std::size_t bytes = round_up(requested, kGranule);
-    const int pool = capturing() ? kCapturePool : kEagerPool;
+    const int pool = recording_ ? kGraphPool : kEagerPool;
     Block* block = take(bytes, small, pool);
     if (block == nullptr) block = grow(bytes, small, pool);
     split(*block, bytes);
     block->free = false;
     used_.emplace(block->data, block);
     statistics_.current_bytes += block->bytes;
+    recorded_peak_ = std::max(recorded_peak_, statistics_.current_bytes);
     statistics_.peak_bytes = std::max(statistics_.peak_bytes, statistics_.current_bytes);
     ++statistics_.allocations;
     return block->data;
@@ -77,17 +85,48 @@ class Arena {
     Block* block = found->second;
     used_.erase(found);
     statistics_.current_bytes -= block->bytes;
-    block->free = true;
-    if (Block* next = block->next; next && next->free) {
-      free_[list_of(*next)].erase(next);
-      absorb(*block, next);
+    if (block->recorded) set_aside_.push_back(block);
+    else give_back(block);
+  }
+
+  void begin_recording() {
+    const std::lock_guard lock(mutex_);
+    check(!recording_, "graph: a graph is already being recorded on ", device_);
+    cudaStreamSynchronize(context(device_).stream);  // so that no segment given back to the driver below is in use
+    recording_ = true;
+    ++graphs_;
+    recorded_peak_ = statistics_.current_bytes;
+    for (auto& [data, block] : used_) block->recorded = block->pool == kEagerPool;
+    for (const bool small : {false, true})
+      std::erase_if(free_list(kEagerPool, small), [&](Block* block) {
+        if (block->previous || block->next) return false;
+        block->pool = kGraphPool;
+        free_list(kGraphPool, small).insert(block);
+        return true;
+      });
+  }
+
+  std::size_t end_recording() {
+    const std::lock_guard lock(mutex_);
+    recording_ = false;
+    return recorded_peak_ - statistics_.current_bytes;
+  }
+
+  void forget_recording() {
+    const std::lock_guard lock(mutex_);
+    recording_ = false;
+    if (--graphs_ > 0) return;
+    for (auto& [block, owner] : blocks_) {
+      block->pool = kEagerPool;
+      block->recorded = false;
     }
-    if (Block* previous = block->previous; previous && previous->free) {
-      free_[list_of(*previous)].erase(previous);
-      absorb(*previous, block);
-      block = previous;
-    }
-    free_[list_of(*block)].insert(block);
+    for (const bool small : {false, true}) free_list(kEagerPool, small).merge(free_list(kGraphPool, small));
+    for (Block* block : std::exchange(set_aside_, {})) give_back(block);
+  }
+
+  void count_replay(std::size_t bytes) {
+    const std::lock_guard lock(mutex_);
+    statistics_.peak_bytes = std::max(statistics_.peak_bytes, statistics_.current_bytes + bytes);
   }
 
   MemoryStatistics statistics() {
@@ -100,18 +139,29 @@ class Arena {
   }
 
  private:
-  static constexpr int kEagerPool = 0, kCapturePool = 1;
+  static constexpr int kEagerPool = 0, kGraphPool = 1;
+  using FreeList = std::set<Block*, BySize>;
 
-  static int list_of(const Block& block) { return block.pool * 2 + (block.small ? 1 : 0); }
+  FreeList& free_list(int pool, bool small) { return free_[pool * 2 + (small ? 1 : 0)]; }
+  FreeList& free_list(const Block& block) { return free_list(block.pool, block.small); }
 
-  bool capturing() {
-    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-    cudaStreamIsCapturing(context(device_).stream, &status);
-    return status == cudaStreamCaptureStatusActive;
+  /// Makes a block free and one with its free neighbours.
+  void give_back(Block* block) {
+    block->free = true;
+    if (Block* next = block->next; next && next->free) {
+      free_list(*next).erase(next);
+      absorb(*block, next);
+    }
+    if (Block* previous = block->previous; previous && previous->free) {
+      free_list(*previous).erase(previous);
+      absorb(*previous, block);
+      block = previous;
+    }
+    free_list(*block).insert(block);
   }
 
   Block* take(std::size_t bytes, bool small, int pool) {
-    auto& list = free_[pool * 2 + (small ? 1 : 0)];
+    FreeList& list = free_list(pool, small);
     Block key{nullptr, bytes, true, small, pool};
     const auto found = list.lower_bound(&key);
     if (found == list.end()) return nullptr;
@@ -132,7 +182,7 @@ class Arena {
         fail(out_of_memory(bytes));
       }
     }
-    reserved_ += segment;
+    statistics_.reserved_bytes += segment;
     return keep({static_cast<char*>(data), segment, true, small, pool});
   }
 
@@ -150,7 +200,7 @@ class Arena {
     if (block.next) block.next->previous = tail;
     block.next = tail;
     block.bytes = bytes;
-    free_[list_of(*tail)].insert(tail);
+    free_list(*tail).insert(tail);
   }
 
   /// Makes `left` and its right neighbour one block. Neither may be in a free list.
@@ -161,10 +211,11 @@ class Arena {
     blocks_.erase(right);
   }
 
-  /// Gives whole free segments back to the driver.
+  /// Gives whole free segments back to the driver; those of graphs stay.
   void release_free_segments() {
-    cudaStreamSynchronize(context(device_).stream);
-    for (auto& list : free_)
+    if (!recording_) cudaStreamSynchronize(context(device_).stream);
+    for (const bool small : {false, true}) {
+      FreeList& list = free_list(kEagerPool, small);
       for (auto it = list.begin(); it != list.end();) {
         Block* block = *it;
         if (block->previous || block->next) {
@@ -172,10 +223,11 @@ class Arena {
           continue;
         }
         cudaFree(block->data);
-        reserved_ -= block->bytes;
+        statistics_.reserved_bytes -= block->bytes;
         it = list.erase(it);
         blocks_.erase(block);
       }
+    }
   }
 
   std::string out_of_memory(std::size_t bytes) {
@@ -186,7 +238,7 @@ class Arena {
     std::ostringstream text;
     text << "allocate: out of memory on " << device_ << ": " << mebibytes(bytes) << " wanted, " << mebibytes(free_bytes)
          << " of " << mebibytes(total) << " free, " << mebibytes(statistics_.current_bytes) << " in tensors, "
-         << mebibytes(reserved_ - statistics_.current_bytes) << " cached; largest tensors:";
+         << mebibytes(statistics_.reserved_bytes - statistics_.current_bytes) << " cached; largest tensors:";
     int shown = 0;
     for (const auto& [size, count] : by_size) {
       if (++shown > 5) break;
@@ -198,11 +250,14 @@ class Arena {
 
   Device device_;
   std::mutex mutex_;
-  std::set<Block*, BySize> free_[4];
+  FreeList free_[4];
   std::unordered_map<void*, Block*> used_;
   std::unordered_map<Block*, std::unique_ptr<Block>> blocks_;
   MemoryStatistics statistics_;
-  std::size_t reserved_ = 0;  // bytes taken from the driver
+  bool recording_ = false;
+  int graphs_ = 0;                 // alive, or being recorded
+  std::size_t recorded_peak_ = 0;  // most bytes in use since the last recording began
+  std::vector<Block*> set_aside_;  // freed, but graphs may read them
 };
 
 Arena& arena(Device device) {
@@ -226,5 +281,10 @@ void deallocate(void* data, std::size_t, Device device) noexcept { arena(device)
 MemoryStatistics memory_statistics(Device device) { return arena(device).statistics(); }
 
 void reset_peak_memory(Device device) { arena(device).reset_peak(); }
+
+void begin_recording(Device device) { arena(device).begin_recording(); }
+std::size_t end_recording(Device device) { return arena(device).end_recording(); }
+void forget_recording(Device device) noexcept { arena(device).forget_recording(); }
+void count_replay(Device device, std::size_t bytes) { arena(device).count_replay(bytes); }
 
 }  // namespace switchyard::cuda

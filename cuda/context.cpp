@@ -6,6 +6,7 @@
 
 #include "core/kernels/device.h"
 #include "cuda/check.h"
+#include "cuda/upload.h"
 
 namespace switchyard::cuda {
 namespace {
@@ -69,13 +70,13 @@ Context& context(Device device) {
 void synchronize(Device device) { check_cuda(cudaStreamSynchronize(context(device).stream), "synchronize"); }
 
 void copy_bytes(void* to, Device to_device, const void* from, Device from_device, std::size_t bytes) {
+  if (!from_device.is_cuda()) return upload(context(to_device), to, from, bytes);
+  const bool two_gpus = to_device.is_cuda() && !(to_device == from_device);
+  if (two_gpus) synchronize(from_device);
   const Context& ctx = context(to_device.is_cuda() ? to_device : from_device);
-  if (to_device.is_cuda() && from_device.is_cuda() && !(to_device == from_device)) {
-    synchronize(from_device);
-    context(to_device);
-  }
   check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, ctx.stream), "copy between devices");
-  if (!to_device.is_cuda()) check_cuda(cudaStreamSynchronize(ctx.stream), "copy to the host");
+  // The host is about to read; or the source, which belongs to another stream, may be reused at once.
+  if (two_gpus || !to_device.is_cuda()) check_cuda(cudaStreamSynchronize(ctx.stream), "copy between devices");
 }
 
 }  // namespace switchyard::cuda

@@ -39,6 +39,9 @@ MemoryStatistics memory_statistics(Device) { no_backend("memory_statistics"); }
 SWITCHYARD_ABSENT(reset_peak_memory, Device)
 SWITCHYARD_ABSENT(copy_bytes, void*, Device, const void*, Device, std::size_t)
 SWITCHYARD_ABSENT(synchronize, Device)
+void* record_graph(Device, const std::function<void()>&) { no_backend("record_graph"); }
+SWITCHYARD_ABSENT(launch_graph, void*, Device)
+void destroy_graph(void*, Device) noexcept {}  // nothing was ever recorded
 
 // attention.h
 SWITCHYARD_ABSENT(attention, T, T, T, const ops::AttentionOptions&, T, T)

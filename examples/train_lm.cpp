@@ -30,6 +30,8 @@ po::options_description options() {
   add("set", po::value<Strings>()->composing(), "key=value: overrides one key of the configuration; may be repeated");
   add("data", po::value<Strings>()->multitoken(), "text files or folders to train on, instead of the configuration's");
   add("device", po::value<std::string>(), "cpu, cuda or cuda:<index>");
+  add("cuda-graph", po::value<std::string>()->default_value("auto"),
+      "auto, on or off: record the work of a training step once and replay it, which spares the host (auto: on GPUs)");
   add("resume", po::value<std::string>(), "folder of a run to continue");
   add("profile", po::value<std::int64_t>(), "print where the time of this many training steps goes");
   add("validate-config", "check the configuration, print it with every key, and stop");
@@ -55,6 +57,9 @@ po::variables_map parse(int argc, char** argv) {
   check(!given.count("resume") || !given.count("data"), "--data and --resume exclude each other: a run keeps its text");
   const std::int64_t profiled = profiled_steps(given);
   check(profiled > 0, "--profile: expected at least 1 step, got ", profiled);
+  const std::string graph = given["cuda-graph"].as<std::string>();
+  check(graph == "auto" || graph == "on" || graph == "off", "--cuda-graph: \"", graph,
+        "\" is unknown, expected auto, on or off");
   return given;
 }
 
@@ -119,6 +124,10 @@ void name_next_steps(const std::string& program, const std::string& run, const p
 int train_and_report(const po::variables_map& given, const std::string& program) {
   const train::Config config = read_config(given);
   const bool resumed = given.count("resume") > 0;
+  const std::string graph = given["cuda-graph"].as<std::string>();
+  const Device device = Device::parse(config.training.device);
+  check(graph != "on" || device.is_cuda(), "--cuda-graph on: the run trains on ", device,
+        ", which records no graphs; expected --device cuda");
   const train::RunFolder run =
       resumed ? train::RunFolder::open(given["resume"].as<std::string>()) : train::RunFolder::create(config);
   say("run folder: " + run.path().string());
@@ -127,6 +136,7 @@ int train_and_report(const po::variables_map& given, const std::string& program)
   if (resumed) run.store(config);  // not before it has been found to fit
   describe_model(config, trainer.model());
   if (resumed) say("continuing after step " + std::to_string(trainer.step()));
+  if (graph == "off") trainer.state().use_graph(false);
   trainer.profile_steps(profiled_steps(given));
 
   const auto outcome = trainer.run();

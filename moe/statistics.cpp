@@ -50,7 +50,7 @@ std::int64_t RoutingSummary::dead_experts() const {
 
 void RoutingStatistics::add(const ops::RoutingPlan& plan) {
   const Device device = plan.expert_offsets.device();
-  if (!counts_.defined()) {
+  if (!counts_.defined() || counts_.device() != device) {
     slots_ = plan.slots;
     counts_ = Tensor::zeros({plan.experts}, DType::f64, device);
     tokens_ = Tensor::zeros({1}, DType::f64, device);
@@ -67,11 +67,17 @@ void RoutingStatistics::add_together(const Tensor& indices, std::int64_t experts
   const Tensor ones = Tensor::ones(indices.shape(), DType::f32, indices.device());
   const Tensor chosen = ops::gather_last_backward(ones, indices, experts).transpose(0, 1).contiguous();
   const Tensor both = ops::matmul(chosen.transpose(1, 2), chosen);
-  if (!together_.defined()) together_ = Tensor::zeros(both.shape(), DType::f64, both.device());
+  if (!together_.defined() || together_.device() != both.device())
+    together_ = Tensor::zeros(both.shape(), DType::f64, both.device());
   ops::accumulate(together_, both);
 }
 
-void RoutingStatistics::reset() { counts_ = tokens_ = together_ = {}; }
+void RoutingStatistics::reset() {
+  for (const Tensor& count : {counts_, tokens_, together_})
+    if (count.defined()) count.fill(0);
+}
+
+bool RoutingStatistics::empty() const { return !tokens_.defined() || tokens_.item<double>() == 0; }
 
 RoutingSummary RoutingStatistics::summary() const {
   check(!empty(), "RoutingStatistics: no plan was added");
@@ -84,6 +90,7 @@ RoutingSummary RoutingStatistics::summary() const {
     summary.counts.emplace_back(at, at + summary.experts);
   if (!together_.defined()) return summary;
   const auto together = together_.to_vector<double>();
+  if (slot_total(together) == 0) return summary;  // counted before the last reset, not since
   auto at = together.begin();
   for (std::int64_t slot = 0; slot < slots_; ++slot) {
     auto& of_slot = summary.together.emplace_back();

@@ -26,7 +26,8 @@ struct RoutingSummary {
   std::int64_t dead_experts() const;
 };
 
-/// Counts of one router, kept on its device: adding a plan never waits for the device; only summary() reads back.
+/// Counts of one router, kept on its device: adding a plan never waits for the device; only summary() and empty() read
+/// back. Once made, the counts stay where they are, so that a recorded graph goes on adding to them.
 class RoutingStatistics {
  public:
   /// Adds the counts of a plan.
@@ -34,7 +35,8 @@ class RoutingStatistics {
   /// Adds which experts were chosen together; indices i32 [N, H, k] as in the plan, E experts per slot.
   void add_together(const Tensor& indices, std::int64_t experts);
   void reset();
-  bool empty() const { return !counts_.defined(); }
+  /// True when nothing was added since the last reset.
+  bool empty() const;
   /// Reads everything back. Throws Error before the first add.
   RoutingSummary summary() const;
 

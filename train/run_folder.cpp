@@ -62,9 +62,13 @@ RunFolder::RunFolder(fs::path path) : path_(std::move(path)) {
 }
 
 RunFolder::RunFolder(RunFolder&& other) noexcept
-    : path_(std::move(other.path_)), lock_(std::exchange(other.lock_, -1)) {}
+    : path_(std::move(other.path_)),
+      lock_(std::exchange(other.lock_, -1)),
+      created_(std::exchange(other.created_, false)) {}
 
 RunFolder::~RunFolder() {
+  std::error_code ignored;
+  if (created_ && !fs::exists(checkpoints_path(), ignored)) fs::remove_all(path_, ignored);
   if (lock_ >= 0) ::close(lock_);
 }
 
@@ -80,6 +84,7 @@ RunFolder RunFolder::create(const Config& config) {
     check(!code, "run folder: ", path.string(), ": cannot be made: ", code.message());
     if (!made) continue;
     RunFolder run(path);
+    run.created_ = true;
     run.store(config);
     return run;
   }

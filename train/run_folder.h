@@ -8,13 +8,13 @@
 
 namespace switchyard::train {
 
-/// The folder of one run: `config.json` (every key, resolved), `metrics.jsonl`, `text/`,
-/// `checkpoints/`, `lock`. An open
+/// The folder of one run: `config.json` (every key, resolved), `metrics.jsonl`, `text/`, `checkpoints/`, `lock`. An open
 /// RunFolder holds the lock, so two programs never write into one folder; the system frees it with the process.
 class RunFolder {
  public:
   /// Makes `<config.output.folder>/<config.output.name>-<date>-<time>` (with -2, -3, ... where that exists) and stores
-  /// the config in it. Throws Error naming path and cause.
+  /// the config in it. A folder in which no training began (it has no `checkpoints/`), because the start failed, is
+  /// removed again at the end. Throws Error naming path and cause.
   static RunFolder create(const Config& config);
   /// Opens an existing run to go on with it. Throws Error when it is none or another program works in it.
   static RunFolder open(const std::filesystem::path& path);
@@ -45,6 +45,7 @@ class RunFolder {
 
   std::filesystem::path path_;
   int lock_ = -1;
+  bool created_ = false;  // by this object
 };
 
 }  // namespace switchyard::train

@@ -158,6 +158,7 @@ void Trainer::stop(std::int64_t step, const std::string& what) {
 
 std::string Trainer::find_cause(std::int64_t step) {
   const std::string broken = state_.nonfinite_parameter();
+  state_.use_graph(false);  // a graph cannot be looked into
   progress_.message("step " + std::to_string(step) + " went wrong; repeating the steps from " +
                     std::to_string(saved_step_ + 1) + " on to find out where");
   state_.restore(open_checkpoint(run_.checkpoints_path() / checkpoint_name(saved_step_)));

@@ -1,6 +1,8 @@
 #include "train/training_state.h"
 
+#include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "core/ops/elementwise.h"
 #include "core/ops/reduce.h"
@@ -36,6 +38,16 @@ std::int64_t count_targets(const Tensor& targets) {
   std::int64_t count = 0;
   for (const std::int64_t target : targets.to_vector<std::int64_t>()) count += target != data::kIgnoreIndex;
   return count;
+}
+
+/// Writes a memory's new contents over the old ones where the shapes allow it: a graph reads and writes them in one
+/// place.
+void keep_in_place(const std::vector<Tensor>& past, std::vector<Tensor>& present) {
+  for (std::size_t layer = 0; layer < past.size(); ++layer) {
+    if (past[layer].shape() != present[layer].shape()) continue;
+    past[layer].copy_from(present[layer]);
+    present[layer] = past[layer];
+  }
 }
 
 std::string memory_name(std::size_t part, std::size_t layer) {
@@ -107,7 +119,12 @@ TrainingState::TrainingState(const Config& config, const TokenizedText& text)
       model_(build_model(config, *text.tokenizer)),
       optimizer_(build_optimizer(config, *model_)),
       schedule_(build_schedule(config)),
-      records_(Tensor::zeros({kMostRecords, 2}, DType::f64, device_)) {
+      inputs_(Tensor::zeros({config.training.batch, config.model.context}, DType::i64, device_)),
+      targets_(inputs_.clone()),
+      shares_(Tensor::zeros({config.training.gradient_accumulation}, DType::f64, device_)),
+      record_(Tensor::zeros({2}, DType::f64, device_)),
+      records_(Tensor::zeros({kMostRecords, 2}, DType::f64, device_)),
+      graph_wanted_(device_.is_cuda()) {
   seed_all(static_cast<std::uint64_t>(config.training.seed));
   if (config.model.memory > 0)
     memories_.resize(static_cast<std::size_t>(config.training.gradient_accumulation), {config.model.memory, {}});
@@ -119,37 +136,84 @@ void TrainingState::clear_memories() {
   for (nn::SegmentMemory& memory : memories_) memory.clear();
 }
 
-void TrainingState::accumulate_gradients(const data::Batch& batch, std::int64_t part, double share,
-                                         const Tensor& loss) {
+bool TrainingState::memories_full() const {
+  return std::ranges::all_of(memories_, [](const nn::SegmentMemory& memory) {
+    return !memory.inputs.empty() && memory.inputs[0].size(1) == memory.length;
+  });
+}
+
+void TrainingState::load(const data::Batch& batch) {
+  if (batch.restarts) clear_memories();
+  const std::int64_t parts = shares_.numel(), rows = batch.targets.size(0) / parts;
+  std::vector<double> shares;
+  for (std::int64_t part = 0; part < parts; ++part)
+    shares.push_back(static_cast<double>(count_targets(batch.targets.slice(0, part * rows, (part + 1) * rows))));
+  const double all = std::max(std::accumulate(shares.begin(), shares.end(), 0.0), 1.0);
+  for (double& share : shares) share /= all;
+  inputs_.copy_from(batch.inputs);
+  targets_.copy_from(batch.targets);
+  shares_.copy_from(Tensor::from(shares, {parts}));
+}
+
+void TrainingState::accumulate_gradients(std::int64_t part) {
+  const std::int64_t rows = inputs_.size(0) / shares_.numel(), begin = part * rows, end = begin + rows;
   nn::SegmentMemory* memory = memories_.empty() ? nullptr : &memories_[static_cast<std::size_t>(part)];
+  const std::vector<Tensor> past = memory ? memory->inputs : std::vector<Tensor>();
   const nn::LanguageModelLoss result =
-      model_->loss(batch.inputs.to(device_), batch.targets.to(device_), data::kIgnoreIndex, memory);
-  result.total.backward(Tensor::full(result.total.shape(), share, result.total.dtype(), device_));
-  ops::accumulate(loss, result.cross_entropy.data(), share);
+      model_->loss(inputs_.slice(0, begin, end), targets_.slice(0, begin, end), data::kIgnoreIndex, memory);
+  const Tensor share = shares_.slice(0, part, part + 1), loss = record_.slice(0, 0, 1);
+  result.total.backward(share.to(result.total.dtype()).reshape(result.total.shape()));
+  ops::accumulate(loss, ops::multiply(share, result.cross_entropy.data().to(DType::f64)));
+  if (memory) keep_in_place(past, memory->inputs);
+}
+
+void TrainingState::run_step() {
+  optimizer_->zero_grad();
+  record_.fill(0);
+  for (std::int64_t part = 0; part < shares_.numel(); ++part) accumulate_gradients(part);
+  const nn::ClipResult clipped = nn::clip_gradients(model_->parameters(), config_.training.clip);
+  record_.slice(0, 1, 2).copy_from(clipped.norm);
+  optimizer_->step(clipped.factor);
+  default_generator(device_).end_step();
+}
+
+void TrainingState::use_graph(bool on) {
+  graph_wanted_ = on && device_.is_cuda();
+  if (graph_wanted_) return;
+  graph_.reset();
+  graph_memories_.clear();
+}
+
+void TrainingState::record_graph() {
+  optimizer_->zero_grad();  // the graph makes gradients of its own
+  graph_memories_ = memories_;
+  graph_.emplace(device_, [this] { run_step(); });
+}
+
+void TrainingState::replay_graph() {
+  for (std::size_t part = 0; part < memories_.size(); ++part)
+    for (std::size_t layer = 0; layer < memories_[part].inputs.size(); ++layer) {
+      const Tensor &now = memories_[part].inputs[layer], &expected = graph_memories_[part].inputs[layer];
+      if (now.raw() != expected.raw()) expected.copy_from(now);  // after a restart of the text, or of the run
+    }
+  memories_ = graph_memories_;
+  graph_->replay();
 }
 
 void TrainingState::advance() {
   check(!records_full(), "TrainingState: take_records() is due");
-  const data::Batch batch = loader_.next();
-  if (batch.restarts) clear_memories();
-  optimizer_->zero_grad();
-  const Tensor record = records_.select(0, pending_);
-  record.fill(0);
-  const Tensor loss = record.slice(0, 0, 1);
-  const std::int64_t parts = config_.training.gradient_accumulation, rows = config_.training.batch / parts;
-  const auto targets = static_cast<double>(std::max<std::int64_t>(count_targets(batch.targets), 1));
-  for (std::int64_t part = 0; part < parts; ++part) {
-    data::Batch rows_of_part;
-    rows_of_part.inputs = batch.inputs.slice(0, part * rows, (part + 1) * rows).contiguous();
-    rows_of_part.targets = batch.targets.slice(0, part * rows, (part + 1) * rows).contiguous();
-    const double share = static_cast<double>(count_targets(rows_of_part.targets)) / targets;
-    accumulate_gradients(rows_of_part, part, share, loss);
-  }
-  const nn::ClipResult clipped = nn::clip_gradients(model_->parameters(), config_.training.clip);
-  record.slice(0, 1, 2).copy_from(clipped.norm);
+  load(loader_.next());
   optimizer_->set_learning_rate(config_.optimizer.learning_rate * schedule_(step_));
-  optimizer_->step(clipped.factor);
-  default_generator(device_).end_step();
+  const bool alike = memories_full();
+  if (graph_wanted_ && !graph_ && alike && ordinary_steps_ >= kOrdinarySteps) record_graph();
+  replaying_ = graph_ && alike;
+  if (replaying_) {
+    replay_graph();
+  } else {
+    run_step();
+    ordinary_steps_ += alike;
+  }
+  records_.select(0, pending_).copy_from(record_);
   ++step_;
   ++pending_;
 }

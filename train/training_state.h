@@ -2,9 +2,11 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "core/graph.h"
 #include "data/loader.h"
 #include "nn/optim/optimizer.h"
 #include "nn/optim/schedule.h"
@@ -41,6 +43,11 @@ class TrainingState {
 
   /// One optimiser step. Nothing waits for the device.
   void advance();
+  /// On a GPU, whether steps are recorded as a graph, after some ordinary ones, and replayed: as they are unless this
+  /// is called. The results are the same to the bit; the host has less to do. On the CPU steps are always ordinary.
+  void use_graph(bool on);
+  /// Whether the last step was a replay.
+  bool replaying() const { return replaying_; }
   /// Steps done.
   std::int64_t step() const { return step_; }
   std::int64_t tokens_per_step() const;
@@ -61,10 +68,20 @@ class TrainingState {
 
  private:
   static constexpr std::int64_t kMostRecords = 1024;
+  static constexpr std::int64_t kOrdinarySteps = 2;  // before one is recorded: the first make tables and choose kernels
 
   void clear_memories();
-  /// Forward and backward of rows begin..end of the batch, whose loss counts `share` of the whole. Adds to `loss`.
-  void accumulate_gradients(const data::Batch& batch, std::int64_t part, double share, const Tensor& loss);
+  /// True when the segment memories have reached their full length, or there are none: the steps are alike from then
+  /// on.
+  bool memories_full() const;
+  /// Puts a batch where run_step() reads it.
+  void load(const data::Batch& batch);
+  /// The part of a step that a graph can record: all on the device, between tensors that stay where they are.
+  void run_step();
+  /// Forward and backward of one part of the batch.
+  void accumulate_gradients(std::int64_t part);
+  void record_graph();
+  void replay_graph();
   NamedTensors memory_tensors() const;
 
   Config config_;
@@ -75,8 +92,15 @@ class TrainingState {
   nn::Schedule schedule_;
   std::vector<nn::SegmentMemory> memories_;  // one for each part of the batch; empty without memory
   std::int64_t step_ = 0;
-  Tensor records_;  // f64 [kMostRecords, 2]: loss and gradient norm, on the device
+  Tensor inputs_, targets_;  // i64 [batch, context], the present batch
+  Tensor shares_;            // f64 [parts]: how much of the loss each part of the batch counts
+  Tensor record_;            // f64 [2]: loss and gradient norm of the present step
+  Tensor records_;           // f64 [kMostRecords, 2]: of the steps not yet taken
   std::int64_t pending_ = 0;
+  bool graph_wanted_, replaying_ = false;
+  std::int64_t ordinary_steps_ = 0;                // with full memories
+  std::optional<DeviceGraph> graph_;               // of run_step()
+  std::vector<nn::SegmentMemory> graph_memories_;  // where it reads and writes them
 };
 
 }  // namespace switchyard::train

@@ -199,6 +199,12 @@ TEST_F(Programs, WrongCommandLinesEndInOneLine) {
        {"--resume", folder_.path().string()},
        "run folder: " + folder_.path().string() + ": has no config.json, expected the folder of a run"},
       {"train_lm", {"--config", file, "--profile", "many"}, "the argument ('many') for option '--profile' is invalid"},
+      {"train_lm",
+       {"--config", file, "--cuda-graph", "maybe"},
+       "--cuda-graph: \"maybe\" is unknown, expected auto, on or off"},
+      {"train_lm",
+       {"--config", file, "--cuda-graph", "on"},
+       "--cuda-graph on: the run trains on cpu, which records no graphs; expected --device cuda"},
       {"train_lm", {"--config", file, "--profile", "0"}, "--profile: expected at least 1 step, got 0"},
       {"train_lm",
        {"--config", file, "--validate-config", "--set", "model.widht=3"},
@@ -218,6 +224,7 @@ TEST_F(Programs, WrongCommandLinesEndInOneLine) {
     EXPECT_EQ(program.wait(), 1);
     EXPECT_EQ(program.err(), row.program + ": " + row.message + "\n");
   }
+  EXPECT_TRUE(run_in(config.output.folder).empty()) << "a failed start leaves no run behind";
 }
 
 TEST_F(Programs, HelpAndConfigurationArePrinted) {

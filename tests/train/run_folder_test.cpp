@@ -43,9 +43,30 @@ TEST(RunFolder, TwoProgramsCannotShareOne) {
     path = run.path();
     EXPECT_EQ(error_of([&] { RunFolder::open(path); }),
               "run folder: " + path.string() + ": is in use by process " + std::to_string(::getpid()));
+    fs::create_directory(run.checkpoints_path());  // as training does
   }
   const RunFolder again = RunFolder::open(path);
   EXPECT_EQ(again.config().model.layers, 3);
+}
+
+TEST(RunFolder, AStartThatFailsLeavesNothingBehind) {
+  const TemporaryFolder folder;
+  fs::path path;
+  {
+    const RunFolder run = RunFolder::create(config_in(folder.path()));
+    path = run.path();
+    write_bytes(run.text_path() / "training.tokens", "x");
+    EXPECT_TRUE(fs::exists(path));
+  }
+  EXPECT_FALSE(fs::exists(path));
+  {
+    const RunFolder run = RunFolder::create(config_in(folder.path()));
+    path = run.path();
+    fs::create_directory(run.checkpoints_path());
+  }
+  EXPECT_TRUE(fs::exists(path));
+  { const RunFolder opened = RunFolder::open(path); }
+  EXPECT_TRUE(fs::exists(path));
 }
 
 TEST(RunFolder, ErrorsNameTheFolder) {
