@@ -1,11 +1,13 @@
 #include <algorithm>
 #include <atomic>
 #include <map>
+#include <optional>
 
 #include "autograd/grad_mode.h"
 #include "autograd/node.h"
 #include "core/ops/elementwise.h"
 #include "core/ops/reduce.h"
+#include "core/profiler.h"
 
 namespace switchyard {
 
@@ -94,6 +96,8 @@ class Pass {
     const auto backward = std::move(node.backward);
     node.backward = nullptr;
     const std::vector<Edge> inputs = std::move(node.inputs);
+    std::optional<NameScope> scope;
+    if (!node.scope.empty()) scope.emplace(node.scope);
     Gradients sums_so_far;
     for (const Edge& input : inputs) sums_so_far.push_back(writable_sum(input));
     Gradients outgoing = backward(incoming, sums_so_far);
@@ -153,7 +157,7 @@ Variables record_node(const char* name, std::vector<Tensor> outputs, const Varia
   }
   auto node = std::make_shared<Node>();
   node->name = name;
-  if (anomaly_enabled()) node->scope = NameScope::current();
+  if (anomaly_enabled() || profiler_enabled()) node->scope = NameScope::current();
   node->sequence = next_sequence.fetch_add(1);
   node->backward = std::move(backward);
   for (const Variable& input : inputs) {

@@ -1,6 +1,6 @@
 #pragma once
 
-#include <string>
+#include "core/name_scope.h"
 
 namespace switchyard {
 
@@ -44,17 +44,5 @@ class AnomalyGuard {
   bool previous_;
 };
 bool anomaly_enabled();
-
-/// Names the part of a model that runs while it is alive; scopes nest: "layers.3.attention".
-class NameScope {
- public:
-  explicit NameScope(std::string name);
-  ~NameScope();
-  NameScope(const NameScope&) = delete;
-  NameScope& operator=(const NameScope&) = delete;
-
-  /// The names of all live scopes of this thread, joined by dots; empty outside any.
-  static std::string current();
-};
 
 }  // namespace switchyard

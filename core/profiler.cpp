@@ -43,10 +43,13 @@ ProfileRecord& record_of(std::string_view name) {
 
 thread_local ProfileRecord* innermost = nullptr;               // of this thread
 std::atomic<ProfileRecord*> innermost_outside_loops{nullptr};  // parent of what a loop's other threads open
+std::atomic<ScopeListener*> listener{nullptr};
 
 }  // namespace
 
 void enable_profiler(bool on) { detail::profiler_on = on; }
+
+void set_scope_listener(ScopeListener* installed) { listener.store(installed, std::memory_order_release); }
 
 void reset_profile() {
   const std::lock_guard lock(records_mutex);
@@ -97,7 +100,9 @@ void print_profile(std::ostream& out) {
   out << table.str();
 }
 
-void ProfileScope::open(const char* name, double flops) {
+void ProfileScope::open(const char* name, double flops, double bytes) {
+  listener_ = listener.load(std::memory_order_acquire);
+  if (listener_) listener_->opened(name, flops, bytes);
   record_ = &record_of(name);
   enclosing_ = std::exchange(innermost, record_);
   if (!omp_in_parallel()) innermost_outside_loops.store(record_, std::memory_order_relaxed);
@@ -120,6 +125,7 @@ void ProfileScope::close() {
     parent = innermost_outside_loops.load(std::memory_order_relaxed);
   }
   if (parent) parent->exclusive_nanoseconds.fetch_sub(nanoseconds, std::memory_order_relaxed);
+  if (listener_) listener_->closed();
 }
 
 }  // namespace switchyard

@@ -26,19 +26,31 @@ std::vector<ProfileEntry> profile();
 /// Prints profile() as a table: share of the time, seconds, calls and GFLOP/s by name.
 void print_profile(std::ostream& out);
 
+/// Hears of every ProfileScope that is opened while the profiler is on, and of its end, on the thread it belongs to.
+class ScopeListener {
+ public:
+  virtual ~ScopeListener() = default;
+  virtual void opened(const char* name, double flops, double bytes) = 0;
+  virtual void closed() = 0;
+};
+/// Installs the one listener; null removes it. No scope that it heard of may be open then.
+void set_scope_listener(ScopeListener* listener);
+
 namespace detail {
 struct ProfileRecord;
 extern std::atomic<bool> profiler_on;
 }  // namespace detail
 
-/// Charges the time from here to the end of the block, and `flops`, to `name`. Scopes nest. The threads of a parallel
-/// loop share its wall time equally, and the scopes they open count as opened by whoever started the loop, so that
-/// shares stay shares of wall time.
+inline bool profiler_enabled() { return detail::profiler_on.load(std::memory_order_relaxed); }
+
+/// Charges the time from here to the end of the block, and `flops`, to `name`; `bytes` moved are for listeners. Scopes
+/// nest. The threads of a parallel loop share its wall time equally, and the scopes they open count as opened by
+/// whoever started the loop, so that shares stay shares of wall time.
 class ProfileScope {
  public:
-  explicit ProfileScope(const char* name, double flops = 0) {
-    if (detail::profiler_on.load(std::memory_order_relaxed)) [[unlikely]]
-      open(name, flops);
+  explicit ProfileScope(const char* name, double flops = 0, double bytes = 0) {
+    if (profiler_enabled()) [[unlikely]]
+      open(name, flops, bytes);
   }
   ~ProfileScope() {
     if (record_) [[unlikely]]
@@ -48,11 +60,12 @@ class ProfileScope {
   ProfileScope& operator=(const ProfileScope&) = delete;
 
  private:
-  void open(const char* name, double flops);
+  void open(const char* name, double flops, double bytes);
   void close();
 
   detail::ProfileRecord* record_ = nullptr;
   detail::ProfileRecord* enclosing_ = nullptr;  // on this thread
+  ScopeListener* listener_ = nullptr;           // that heard of it
   std::chrono::steady_clock::time_point start_;
 };
 

@@ -70,10 +70,17 @@ Context& context(Device device) {
 void synchronize(Device device) { check_cuda(cudaStreamSynchronize(context(device).stream), "synchronize"); }
 
 void copy_bytes(void* to, Device to_device, const void* from, Device from_device, std::size_t bytes) {
-  if (!from_device.is_cuda()) return upload(context(to_device), to, from, bytes);
-  const bool two_gpus = to_device.is_cuda() && !(to_device == from_device);
-  if (two_gpus) synchronize(from_device);
+  const bool two_gpus = to_device.is_cuda() && from_device.is_cuda() && !(to_device == from_device);
   const Context& ctx = context(to_device.is_cuda() ? to_device : from_device);
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  check_cuda(cudaStreamIsCapturing(ctx.stream, &status), "cudaStreamIsCapturing");
+  check(status == cudaStreamCaptureStatusNone, "copy: ", bytes, " bytes from ", from_device, " to ", to_device,
+        " cannot be part of a graph; copy them before it is recorded or after a replay");
+  if (!from_device.is_cuda()) return upload(ctx, to, from, bytes);
+  if (two_gpus) {
+    synchronize(from_device);
+    context(to_device);
+  }
   check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, ctx.stream), "copy between devices");
   // The host is about to read; or the source, which belongs to another stream, may be reused at once.
   if (two_gpus || !to_device.is_cuda()) check_cuda(cudaStreamSynchronize(ctx.stream), "copy between devices");

@@ -9,6 +9,7 @@
 
 #include "core/kernels/copy.h"
 #include "core/kernels/elementwise.h"
+#include "core/profiler.h"
 #include "cuda/check.h"
 #include "cuda/context.h"
 
@@ -146,6 +147,8 @@ std::uint32_t common_alignment(std::initializer_list<const Tensor*> tensors) {
 void multiply(const Tensor& a, const Tensor& b, const Tensor& bias, const Tensor& out, double alpha, double beta) {
   const Context& ctx = context(out.device());
   const std::int64_t batch = out.size(0), m = out.size(1), n = out.size(2), k = a.size(2);
+  const ProfileScope scope("gemm", 2.0 * static_cast<double>(batch * m * n) * static_cast<double>(k),
+                           static_cast<double>(a.bytes() + b.bytes() + out.bytes()));
   const Problem problem{ctx.index,
                         a.dtype(),
                         out.dtype(),

@@ -42,6 +42,11 @@ SWITCHYARD_ABSENT(synchronize, Device)
 void* record_graph(Device, const std::function<void()>&) { no_backend("record_graph"); }
 SWITCHYARD_ABSENT(launch_graph, void*, Device)
 void destroy_graph(void*, Device) noexcept {}  // nothing was ever recorded
+SWITCHYARD_ABSENT(record_activities, Device)
+std::vector<Activity> take_activities(Device) { no_backend("take_activities"); }
+SWITCHYARD_ABSENT(enter_activity_scope, std::uint64_t)
+void leave_activity_scope() { no_backend("leave_activity_scope"); }
+std::uint64_t activity_clock() { no_backend("activity_clock"); }
 
 // attention.h
 SWITCHYARD_ABSENT(attention, T, T, T, const ops::AttentionOptions&, T, T)

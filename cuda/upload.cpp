@@ -47,11 +47,6 @@ const Buffer& idle_buffer(std::vector<Buffer>& buffers, int device, std::size_t 
 }  // namespace
 
 void upload(const Context& ctx, void* to, const void* from, std::size_t bytes) {
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  check_cuda(cudaStreamIsCapturing(ctx.stream, &status), "cudaStreamIsCapturing");
-  check(status == cudaStreamCaptureStatusNone, "copy: ", bytes,
-        " bytes from the host cannot be part of a graph, whose replays would read the host's memory again; copy them "
-        "before recording");
   if (bytes > kLargest) {
     check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, ctx.stream), "copy from the host");
     return;

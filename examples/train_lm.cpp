@@ -33,7 +33,8 @@ po::options_description options() {
   add("cuda-graph", po::value<std::string>()->default_value("auto"),
       "auto, on or off: record the work of a training step once and replay it, which spares the host (auto: on GPUs)");
   add("resume", po::value<std::string>(), "folder of a run to continue");
-  add("profile", po::value<std::int64_t>(), "print where the time of this many training steps goes");
+  add("profile", po::value<std::int64_t>(),
+      "print where the time of this many training steps goes; on a GPU also write a trace into the run's folder");
   add("validate-config", "check the configuration, print it with every key, and stop");
   add("help-config", "print every key of a configuration with its meaning");
   add("help", "print this");
@@ -136,8 +137,8 @@ int train_and_report(const po::variables_map& given, const std::string& program)
   if (resumed) run.store(config);  // not before it has been found to fit
   describe_model(config, trainer.model());
   if (resumed) say("continuing after step " + std::to_string(trainer.step()));
-  if (graph == "off") trainer.state().use_graph(false);
-  trainer.profile_steps(profiled_steps(given));
+  if (graph == "off") trainer.use_graph(false);
+  if (!device.is_cuda() || given.count("profile")) trainer.profile_steps(profiled_steps(given));
 
   const auto outcome = trainer.run();
   if (outcome == train::Trainer::Outcome::interrupted) {
@@ -145,7 +146,7 @@ int train_and_report(const po::variables_map& given, const std::string& program)
     say("to go on: " + program + " --resume " + run.path().string());
     return 0;
   }
-  print_time_use(given.count("profile") > 0);
+  if (!device.is_cuda()) print_time_use(given.count("profile") > 0);
   const train::Evaluation validation = trainer.last_validation() ? *trainer.last_validation() : trainer.validate();
   std::printf("validation: %.3f bits per byte (loss %.4f over %lld tokens)\n",
               train::bits_per_byte(validation.nats_per_token, text.tokens_per_byte), validation.nats_per_token,

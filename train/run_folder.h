@@ -26,6 +26,8 @@ class RunFolder {
   const std::filesystem::path& path() const { return path_; }
   std::filesystem::path config_path() const { return path_ / "config.json"; }
   std::filesystem::path metrics_path() const { return path_ / "metrics.jsonl"; }
+  /// What a GPU ran during profiled steps.
+  std::filesystem::path trace_path() const { return path_ / "trace.json"; }
   std::filesystem::path checkpoints_path() const { return checkpoints_path(path_); }
   std::filesystem::path text_path() const { return text_path(path_); }
   // Of a run that is only read, for which no lock is needed:

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <exception>
+#include <sstream>
 
 #include "autograd/grad_mode.h"
 #include "core/profiler.h"
@@ -47,6 +48,7 @@ Trainer::Outcome Trainer::run() {
     if (last || due(step, training.validate_every)) validate_and_record();
     if (last || due(step, training.checkpoint_every)) save();
   }
+  if (trace_) finish_trace();
   if (saved_step_ != state_.step()) save();
   return state_.step() >= training.steps ? Outcome::finished : Outcome::interrupted;
 }
@@ -54,15 +56,38 @@ Trainer::Outcome Trainer::run() {
 void Trainer::train_step() {
   const auto start = Clock::now();
   const bool profiled = steps_here_ >= kUnprofiledSteps && steps_here_ < profile_end_;
+  if (profiled && !trace_ && state_.device().is_cuda()) {
+    state_.use_graph(false);
+    trace_.emplace(state_.device());
+  }
   if (profiled) enable_profiler(true);
   {
-    const ProfileScope scope("outside of kernels");
+    std::optional<ProfileScope> scope;
+    if (!trace_) scope.emplace("outside of kernels");
     state_.advance();
   }
   if (profiled) enable_profiler(false);
   ++steps_here_;
   training_seconds_ += seconds_since(start);
   ++timed_steps_;
+  if (trace_ && steps_here_ == profile_end_) finish_trace();
+}
+
+void Trainer::finish_trace() {
+  trace_->stop();
+  const std::int64_t steps = steps_here_ - kUnprofiledSteps;
+  std::ostringstream table;
+  trace_->print(table, steps);
+  trace_->write_chrome_trace(run_.trace_path());
+  trace_.reset();
+  progress_.message("the GPU during " + std::to_string(steps) + " steps, not replayed from a graph:\n" + table.str() +
+                    "trace for ui.perfetto.dev: " + run_.trace_path().string());
+  state_.use_graph(graph_);
+}
+
+void Trainer::use_graph(bool on) {
+  graph_ = on;
+  state_.use_graph(on);
 }
 
 void Trainer::collect() {

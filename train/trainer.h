@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "core/kernel_trace.h"
 #include "train/evaluation.h"
 #include "train/interrupt.h"
 #include "train/metrics.h"
@@ -29,8 +30,12 @@ class Trainer {
   /// not finite throws Error naming the step, the module and the last good checkpoint.
   Outcome run();
 
-  /// Lets core/profiler.h watch `count` training steps, from the third of this start on.
+  /// Lets core/profiler.h watch `count` training steps, from the third of this start on. On a GPU it watches the
+  /// kernels (core/kernel_trace.h): the steps are then not replayed from a graph, where no op could be told from
+  /// another, and a table follows the last of them, with a trace of its own in the run's folder.
   void profile_steps(std::int64_t count) { profile_end_ = kUnprofiledSteps + count; }
+  /// Whether steps on a GPU may be replayed from a graph; they may unless this is called.
+  void use_graph(bool on);
   std::int64_t step() const { return state_.step(); }
   nn::LanguageModel& model() { return state_.model(); }
   TrainingState& state() { return state_; }
@@ -44,6 +49,7 @@ class Trainer {
   static constexpr std::int64_t kUnprofiledSteps = 2;  // the first ones allocate
 
   void train_step();
+  void finish_trace();
   void log();
   void validate_and_record();
   void save();
@@ -65,6 +71,8 @@ class Trainer {
   std::optional<Evaluation> last_validation_;
   std::int64_t saved_step_ = -1;
   std::int64_t steps_here_ = 0, profile_end_ = 0;  // steps of this start
+  bool graph_ = true;
+  std::optional<KernelTrace> trace_;  // while steps on a GPU are profiled
 };
 
 }  // namespace switchyard::train

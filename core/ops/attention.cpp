@@ -105,6 +105,16 @@ void check_rope(const Tensor& x, const RopeTables& tables, std::int64_t first_po
         x.device());
 }
 
+/// Operations of `products` matrix products over all visible (query, key) pairs; what masks hide counts as visible.
+double attention_flops(const Tensor& query, const Tensor& key, const AttentionOptions& options, double products) {
+  const std::int64_t queries = query.size(1), keys = key.size(1);
+  double pairs = 0;
+  for (std::int64_t i = 0; i < queries; ++i)
+    pairs +=
+        static_cast<double>(options.causal ? std::clamp<std::int64_t>(i + options.query_offset + 1, 0, keys) : keys);
+  return 2 * products * pairs * static_cast<double>(query.size(0) * query.size(2) * query.size(3));
+}
+
 }  // namespace
 
 AttentionResult attention(const Tensor& query, const Tensor& key, const Tensor& value,
@@ -116,8 +126,9 @@ AttentionResult attention(const Tensor& query, const Tensor& key, const Tensor& 
   result.out = Tensor::empty({batch, queries, heads, value.size(3)}, query.dtype(), query.device());
   result.log_normalizer = Tensor::empty({batch, heads, queries}, compute_dtype(query.dtype()), query.device());
   if (result.log_normalizer.numel() == 0) return result;
-  SWITCHYARD_DISPATCH(query.device(), attention, unit_last_stride(query), unit_last_stride(key),
-                      unit_last_stride(value), checked, result.out, result.log_normalizer);
+  const double flops = profiler_enabled() ? attention_flops(query, key, checked, 2) : 0;
+  SWITCHYARD_DISPATCH_COUNTED(flops, query.device(), attention, unit_last_stride(query), unit_last_stride(key),
+                              unit_last_stride(value), checked, result.out, result.log_normalizer);
   return result;
 }
 
@@ -139,10 +150,11 @@ AttentionGradients attention_backward(const Tensor& dout, const Tensor& query, c
   gradients.dkey = Tensor::empty(key.shape(), key.dtype(), key.device());
   gradients.dvalue = Tensor::empty(value.shape(), value.dtype(), value.device());
   if (checked.position_key.defined()) gradients.dposition_key = Tensor::empty_like(checked.position_key);
-  SWITCHYARD_DISPATCH(query.device(), attention_backward, dout.contiguous(), unit_last_stride(query),
-                      unit_last_stride(key), unit_last_stride(value), forward.out.contiguous(),
-                      forward.log_normalizer.contiguous(), checked, gradients.dquery, gradients.dkey, gradients.dvalue,
-                      gradients.dposition_key);
+  const double flops = profiler_enabled() ? attention_flops(query, key, checked, 5) : 0;
+  SWITCHYARD_DISPATCH_COUNTED(flops, query.device(), attention_backward, dout.contiguous(), unit_last_stride(query),
+                              unit_last_stride(key), unit_last_stride(value), forward.out.contiguous(),
+                              forward.log_normalizer.contiguous(), checked, gradients.dquery, gradients.dkey,
+                              gradients.dvalue, gradients.dposition_key);
   return gradients;
 }
 

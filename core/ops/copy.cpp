@@ -17,6 +17,7 @@ void copy(const Tensor& source, const Tensor& to) {
   // Only dense blocks of one dtype cross devices; the strided and converting parts run on one side of the crossing.
   const Tensor dense = source.to(to.dtype()).contiguous();
   if (to.is_contiguous() && dense.shape() == to.shape()) {
+    const ProfileScope scope("copy between devices", 0, bytes_of(dense));
     cuda::copy_bytes(to.raw(), to.device(), dense.raw(), dense.device(), dense.bytes());
   } else {
     copy(dense.to(to.device()), to);

@@ -66,6 +66,11 @@ Tensor matrix_dense(const Tensor& weight) {
   return rows || columns ? weight : weight.contiguous();
 }
 
+/// Operations of one product per pair, x row times matrix [inner, outer]. Where a mask decides, not all pairs exist.
+double product_flops(const RoutingPlan& plan, std::int64_t inner, std::int64_t outer) {
+  return 2.0 * static_cast<double>(plan.max_pairs()) * static_cast<double>(inner * outer);
+}
+
 }  // namespace
 
 Tensor expert_matmul(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& gates,
@@ -80,8 +85,8 @@ Tensor expert_matmul(const Tensor& x, const Tensor& weight, const Tensor& bias, 
         ops::name_of(options.activation), " needs one output row per pair, not per ", name_of(options.output));
   const Tensor y = Tensor::empty({row_count(plan, options.output), weight.size(2)}, x.dtype(), x.device());
   if (y.numel() == 0) return y;
-  SWITCHYARD_DISPATCH(x.device(), expert_matmul, x.contiguous(), matrix_dense(weight), dense(bias), dense(gates), plan,
-                      options, y);
+  SWITCHYARD_DISPATCH_COUNTED(product_flops(plan, x.size(1), y.size(1)), x.device(), expert_matmul, x.contiguous(),
+                              matrix_dense(weight), dense(bias), dense(gates), plan, options, y);
   return y;
 }
 
@@ -104,8 +109,9 @@ ExpertMatmulGradients expert_matmul_input_backward(const Tensor& dy, const Tenso
   if (dx_wanted) gradients.dx = Tensor::empty(x.shape(), x.dtype(), x.device());
   if (dgates_wanted && gates.defined()) gradients.dgates = Tensor::empty(gates.shape(), gates.dtype(), gates.device());
   if (!gradients.dx.defined() && !gradients.dgates.defined()) return gradients;
-  SWITCHYARD_DISPATCH(x.device(), expert_matmul_input_backward, dy.contiguous(), x.contiguous(), matrix_dense(weight),
-                      dense(bias), dense(gates), plan, options, gradients.dx, gradients.dgates);
+  SWITCHYARD_DISPATCH_COUNTED(product_flops(plan, x.size(1), dy.size(1)), x.device(), expert_matmul_input_backward,
+                              dy.contiguous(), x.contiguous(), matrix_dense(weight), dense(bias), dense(gates), plan,
+                              options, gradients.dx, gradients.dgates);
   return gradients;
 }
 
@@ -124,8 +130,9 @@ ExpertMatmulWeightGradients expert_matmul_weight_backward(const Tensor& dy, cons
   gradients.dweight = Tensor::empty({plan.experts, x.size(1), dy.size(1)}, x.dtype(), x.device());
   if (dbias_wanted) gradients.dbias = Tensor::empty({plan.experts, dy.size(1)}, x.dtype(), x.device());
   if (gradients.dweight.numel() == 0 && (!dbias_wanted || gradients.dbias.numel() == 0)) return gradients;
-  SWITCHYARD_DISPATCH(x.device(), expert_matmul_weight_backward, dy.contiguous(), x.contiguous(), dense(gates), plan,
-                      options, gradients.dweight, gradients.dbias);
+  SWITCHYARD_DISPATCH_COUNTED(product_flops(plan, x.size(1), dy.size(1)), x.device(), expert_matmul_weight_backward,
+                              dy.contiguous(), x.contiguous(), dense(gates), plan, options, gradients.dweight,
+                              gradients.dbias);
   return gradients;
 }
 

@@ -6,6 +6,7 @@
 #include "autograd/ops/matmul.h"
 #include "autograd/ops/reduce.h"
 #include "autograd/ops/shape.h"
+#include "core/profiler.h"
 #include "tests/support/close.h"
 #include "tests/support/tensors.h"
 
@@ -235,6 +236,29 @@ TEST(Anomaly, names_the_op_and_the_scope_of_the_forward_pass) {
       }(),
       "anomaly: the result of op 'unary' in layers.3.attention has 1 NaN or infinite values of 2, shape [2]");
   EXPECT_EQ(NameScope::current(), "layers.3") << "scopes close when an error passes through them";
+}
+
+TEST(NameScope, is_back_in_the_backward_pass_while_profiling) {
+  struct Listener : ScopeListener {
+    void opened(const char*, double, double) override { modules.push_back(NameScope::current()); }
+    void closed() override {}
+    std::vector<std::string> modules;
+  } listener;
+  enable_profiler(true);
+  const Variable x(Tensor::ones({2}), true);
+  Variable y;
+  {
+    NameScope scope("layers.3");
+    y = x * x;
+  }
+  const Tensor seed = Tensor::ones({2});
+  set_scope_listener(&listener);
+  y.backward(seed);
+  set_scope_listener(nullptr);
+  enable_profiler(false);
+  reset_profile();
+  ASSERT_FALSE(listener.modules.empty());
+  for (const std::string& module : listener.modules) EXPECT_EQ(module, "layers.3");
 }
 
 TEST(Anomaly, names_the_op_and_the_scope_of_the_backward_pass) {

@@ -6,8 +6,11 @@
 #include <sstream>
 #include <thread>
 
+#include "core/kernel_trace.h"
+#include "core/name_scope.h"
 #include "core/ops/matmul.h"
 #include "core/parallel.h"
+#include "tests/support/errors.h"
 
 namespace switchyard {
 namespace {
@@ -96,6 +99,44 @@ TEST_F(ProfilerTest, ResetForgets) {
   { const ProfileScope scope("work"); }
   reset_profile();
   EXPECT_TRUE(profile().empty());
+}
+
+/// Writes down what it hears.
+struct Listener : ScopeListener {
+  Listener() { set_scope_listener(this); }
+  ~Listener() override { set_scope_listener(nullptr); }
+  void opened(const char* name, double flops, double bytes) override {
+    std::ostringstream text;
+    text << name << " " << flops << " " << bytes << " " << NameScope::current();
+    heard.push_back(text.str());
+  }
+  void closed() override { heard.push_back("end"); }
+
+  std::vector<std::string> heard;
+};
+
+TEST_F(ProfilerTest, AListenerHearsOfEveryScopeInOrder) {
+  Listener listener;
+  {
+    const NameScope part("layers.3");
+    const ProfileScope outer("outer", 3, 4);
+    const ProfileScope inner("inner");
+  }
+  enable_profiler(false);
+  { const ProfileScope scope("unheard"); }
+  EXPECT_EQ(listener.heard, (std::vector<std::string>{"outer 3 4 layers.3", "inner 0 0 layers.3", "end", "end"}));
+}
+
+TEST_F(ProfilerTest, AnOpNamesTheBytesOfItsOperands) {
+  const Tensor x = Tensor::zeros({10, 3}), y = Tensor::zeros({3, 5});
+  Listener listener;
+  ops::matmul(x, y);
+  ASSERT_FALSE(listener.heard.empty());
+  EXPECT_EQ(listener.heard[0], "matmul 0 " + std::to_string((30 + 15 + 50) * 4) + " ");
+}
+
+TEST(KernelTrace, NeedsAGpu) {
+  EXPECT_ERROR(KernelTrace(Device::cpu()), "KernelTrace: cpu runs no kernels to watch, expected a GPU");
 }
 
 }  // namespace

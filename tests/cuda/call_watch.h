@@ -1,6 +1,6 @@
 #pragma once
 
-#if __has_include(<cupti.h>)
+#ifdef SWITCHYARD_WITH_CUPTI
 #include <cupti.h>
 #endif
 
@@ -12,7 +12,7 @@
 
 namespace switchyard::testing {
 
-#if __has_include(<cupti.h>)
+#ifdef SWITCHYARD_WITH_CUPTI
 
 /// Counts this process's calls of the CUDA runtime and driver while it is alive, those of libraries included.
 class CallWatch {

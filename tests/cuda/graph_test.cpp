@@ -94,8 +94,9 @@ TEST(CudaGraph, WorkThatCannotBeRecordedThrowsAndLeavesTheDeviceUsable) {
   SKIP_WITHOUT_GPU();
   const Tensor x = Tensor::ones({8}, DType::f32, Device::cuda()), host = Tensor::full({8}, 4);
   EXPECT_ERROR(DeviceGraph(Device::cuda(), [&] { x.copy_from(host); }),
-               "copy: 32 bytes from the host cannot be part of a graph");
-  EXPECT_ERROR(DeviceGraph(Device::cuda(), [&] { x.to_vector<float>(); }), "copy between devices");
+               "copy: 32 bytes from cpu to cuda:0 cannot be part of a graph");
+  EXPECT_ERROR(DeviceGraph(Device::cuda(), [&] { x.to_vector<float>(); }),
+               "copy: 32 bytes from cuda:0 to cpu cannot be part of a graph");
   EXPECT_ERROR(DeviceGraph(Device::cuda(), [&] { fail("a mistake"); }), "a mistake");
   EXPECT_ERROR(DeviceGraph(Device::cuda(), [&] { DeviceGraph(Device::cuda(), [] {}); }), "already being recorded");
   x.copy_from(host);
