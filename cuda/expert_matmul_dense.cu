@@ -23,6 +23,7 @@ using ops::Rows;
 
 constexpr std::int64_t kMostWork = 3;           // E / k up to which the dense product is the faster one
 constexpr std::int64_t kFewestTokens = 64;      // below, launches decide
+constexpr int kRows = 2;                        // that a group of lanes works on at once
 constexpr std::int64_t kWorkspace = 256 << 20;  // bytes of t W or spread that exist at once
 
 /// The choices of rows of one token after the other.
@@ -60,51 +61,98 @@ __global__ void spread_rows(Choices<D> choices, const D* x, std::int64_t rows, i
   }
 }
 
-/// Reads of products [rows, E, width] what the choices want: sums[row] = sum over choices of gate times product, and
-/// dots[choice] = other[row] . product; either may be null. `lanes` (a power of two) lanes of a warp share a row.
+/// products [rows, E, width] as the lanes of a warp read them that share kRows rows: kStep choices of each at a time,
+/// so that enough loads are under way. Load n of a step belongs to row n / kStep and choice n % kStep.
 template <int kWidth, class D>
-__global__ void merge_rows(Choices<D> choices, const D* products, const D* other, std::int64_t rows, int width,
-                           int lanes, D* sums, D* dots) {
+struct ChosenProducts {
   using A = compute_t<D>;
   using Access = Vector<D, kWidth>;
-  const std::int64_t row = (static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / lanes;
-  const int first_column = threadIdx.x % lanes * kWidth, step = lanes * kWidth;
-  const std::int64_t first_choice = row * choices.count;
-  const auto product_of = [&](std::int64_t choice) -> const D* {
-    const std::int32_t e = row < rows ? choices.chosen[choice] : -1;
-    return e >= 0 && e < choices.experts ? products + (row * choices.experts + e) * width : nullptr;
-  };
-  if (sums && row < rows) {
-    for (int column = first_column; column < width; column += step) {
-      A sum[kWidth] = {};
-      for (std::int64_t choice = first_choice; choice < first_choice + choices.count; ++choice) {
-        const D* product = product_of(choice);
-        if (!product) continue;
-        const A gate = choices.gate(choice);
-        const auto values = *reinterpret_cast<const Access*>(product + column);
+  static constexpr int kStep = 2, kLoads = kRows * kStep;
+
+  Choices<D> choices;
+  const D* products;
+  std::int64_t first_row, rows;
+  int width, lane, lanes;
+
+  /// Where load n begins, null where there is no such choice, and its gate.
+  __device__ const D* choice(int first_choice, int n, A* gate) const {
+    const std::int64_t row = first_row + n / kStep;
+    const int j = first_choice + n % kStep;
+    if (row >= rows || j >= choices.count) return nullptr;
+    const std::int32_t e = choices.chosen[row * choices.count + j];
+    if (e < 0 || e >= choices.experts) return nullptr;
+    if (gate) *gate = choices.gate(row * choices.count + j);
+    return products + (row * choices.experts + e) * width;
+  }
+  __device__ static Access read(const D* from, int column) {
+    return from ? *reinterpret_cast<const Access*>(from + column) : Access{};
+  }
+
+  /// sums[row] = sum over choices of gate times product.
+  __device__ void weighted_sums(D* sums) const {
+    for (int column = lane * kWidth; column < width; column += lanes * kWidth) {
+      A sum[kRows][kWidth] = {};
+      for (int first_choice = 0; first_choice < choices.count; first_choice += kStep) {
+        A gates[kLoads] = {};
+        Access values[kLoads];
 #pragma unroll
-        for (int i = 0; i < kWidth; ++i) sum[i] += gate * load(&values.values[i]);
+        for (int n = 0; n < kLoads; ++n) values[n] = read(choice(first_choice, n, &gates[n]), column);
+#pragma unroll
+        for (int n = 0; n < kLoads; ++n)
+#pragma unroll
+          for (int i = 0; i < kWidth; ++i) sum[n / kStep][i] += gates[n] * load(&values[n].values[i]);
       }
-      Access result;
 #pragma unroll
-      for (int i = 0; i < kWidth; ++i) result.values[i] = convert<D>(sum[i]);
-      *reinterpret_cast<Access*>(sums + row * width + column) = result;
+      for (int r = 0; r < kRows; ++r) {
+        if (first_row + r >= rows) continue;
+        Access result;
+#pragma unroll
+        for (int i = 0; i < kWidth; ++i) result.values[i] = convert<D>(sum[r][i]);
+        *reinterpret_cast<Access*>(sums + (first_row + r) * width + column) = result;
+      }
     }
   }
-  if (!dots) return;
-  for (std::int64_t choice = first_choice; choice < first_choice + choices.count; ++choice) {
-    A dot = 0;
-    if (const D* product = product_of(choice)) {
-      for (int column = first_column; column < width; column += step) {
-        const auto a = *reinterpret_cast<const Access*>(other + row * width + column);
-        const auto b = *reinterpret_cast<const Access*>(product + column);
+
+  /// dots[row, j] = other[row] . product.
+  __device__ void dots_with(const D* other, D* dots) const {
+    for (int first_choice = 0; first_choice < choices.count; first_choice += kStep) {
+      const D* from[kLoads];
+      A dot[kLoads] = {};
 #pragma unroll
-        for (int i = 0; i < kWidth; ++i) dot += load(&a.values[i]) * load(&b.values[i]);
+      for (int n = 0; n < kLoads; ++n) from[n] = choice(first_choice, n, nullptr);
+      for (int column = lane * kWidth; column < width; column += lanes * kWidth) {
+        Access own[kRows];
+#pragma unroll
+        for (int r = 0; r < kRows; ++r)
+          own[r] = read(first_row + r < rows ? other + (first_row + r) * width : nullptr, column);
+#pragma unroll
+        for (int n = 0; n < kLoads; ++n) {
+          const Access values = read(from[n], column);
+#pragma unroll
+          for (int i = 0; i < kWidth; ++i) dot[n] += load(&own[n / kStep].values[i]) * load(&values.values[i]);
+        }
+      }
+#pragma unroll
+      for (int n = 0; n < kLoads; ++n) {
+        const std::int64_t row = first_row + n / kStep;
+        const int j = first_choice + n % kStep;
+        for (int distance = lanes / 2; distance > 0; distance /= 2)
+          dot[n] += __shfl_xor_sync(0xffffffffu, dot[n], distance);
+        if (lane == 0 && row < rows && j < choices.count) dots[row * choices.count + j] = convert<D>(dot[n]);
       }
     }
-    for (int distance = lanes / 2; distance > 0; distance /= 2) dot += __shfl_xor_sync(0xffffffffu, dot, distance);
-    if (first_column == 0 && row < rows) dots[choice] = convert<D>(dot);
   }
+};
+
+/// Picks what the choices want out of products [rows, E, width]; `lanes` is a power of two. sums or dots may be null.
+template <int kWidth, class D>
+__global__ void __launch_bounds__(kThreads) merge_rows(Choices<D> choices, const D* products, const D* other,
+                                                       std::int64_t rows, int width, int lanes, D* sums, D* dots) {
+  const std::int64_t group = (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x) / lanes;
+  const ChosenProducts<kWidth, D> chosen{
+      choices, products, group * kRows, rows, width, static_cast<int>(threadIdx.x) % lanes, lanes};
+  if (sums) chosen.weighted_sums(sums);
+  if (dots) chosen.dots_with(other, dots);
 }
 
 /// Calls f with the widest access, in elements, that divides rows of `width` elements and fits where x begins.
@@ -142,12 +190,17 @@ struct Part {
   }
 };
 
-/// Walks the tokens in parts whose workspace is bounded. `s` is the side with a row per slot.
-template <class F>
-void for_parts(const ops::RoutingPlan& plan, const Tensor& s, F f) {
+/// How many tokens are worked on at once, so that the workspace is bounded. `s` is the side with a row per slot.
+std::int64_t tokens_per_part(const ops::RoutingPlan& plan, const Tensor& s) {
   const auto bytes = plan.experts * s.size(1) * static_cast<std::int64_t>(size_of(s.dtype()));
   const std::int64_t most = std::max<std::int64_t>(kWorkspace / std::max<std::int64_t>(bytes, 1), 1);
-  const std::int64_t parts = (plan.tokens + most - 1) / most, tokens = (plan.tokens + parts - 1) / parts;
+  const std::int64_t parts = (plan.tokens + most - 1) / most;
+  return (plan.tokens + parts - 1) / parts;
+}
+
+template <class F>
+void for_parts(const ops::RoutingPlan& plan, const Tensor& s, F f) {
+  const std::int64_t tokens = tokens_per_part(plan, s);
   for (std::int64_t first = 0; first < plan.tokens; first += tokens)
     f(Part{plan, first, std::min(tokens, plan.tokens - first)});
 }
@@ -183,7 +236,7 @@ void merge(const Part& part, const Tensor& products, const Tensor& gates, const 
     with_access<T>(width, other, [&](auto access) {
       int lanes = 1;
       while (lanes < 32 && lanes * access.value < width) lanes *= 2;
-      merge_rows<access.value><<<blocks_for(rows * lanes, kThreads), kThreads, 0, stream_of(products)>>>(
+      merge_rows<access.value><<<blocks_for(rows * lanes, kThreads * kRows), kThreads, 0, stream_of(products)>>>(
           choices_of<T>(part.plan, gates, first_row), pointer<T>(products), pointer<T>(part.slot_rows(other)), rows,
           static_cast<int>(width), lanes, pointer<T>(part.slot_rows(sums)),
           dots.defined() ? pointer<T>(dots) + first_row * part.plan.choices : nullptr);
@@ -242,15 +295,18 @@ void dense_expert_matmul_input_backward(const Tensor& dy, const Tensor& x, const
   if (dgates.defined()) slots_from_tokens(x, weights, gates, plan, dy, {}, dgates);
 }
 
-// Summed over the parts in the compute dtype.
+// Several parts are summed in the compute dtype.
 void dense_expert_matmul_weight_backward(const Tensor& dy, const Tensor& x, const Tensor& gates,
                                          const ops::RoutingPlan& plan, const ops::ExpertMatmulOptions& options,
                                          const Tensor& dweight) {
   const bool up = from_tokens(options);
   const Tensor &t = up ? x : dy, &s = up ? dy : x;
   const std::int64_t all = plan.experts * s.size(1);
-  const Tensor sum =
-      Tensor::empty(up ? Shape{t.size(1), all} : Shape{all, t.size(1)}, ops::compute_dtype(x.dtype()), x.device());
+  const bool one_part = tokens_per_part(plan, s) >= plan.tokens;
+  const DType dtype = one_part ? x.dtype() : ops::compute_dtype(x.dtype());
+  const Tensor sum = one_part && !up
+                         ? dweight.view({all, t.size(1)})
+                         : Tensor::empty(up ? Shape{t.size(1), all} : Shape{all, t.size(1)}, dtype, x.device());
   for_parts(plan, s, [&](const Part& part) {
     const Tensor tokens = part.token_rows(t), slots = spread(part, s, gates);
     const double beta = part.first == 0 ? 0 : 1;
@@ -258,7 +314,7 @@ void dense_expert_matmul_weight_backward(const Tensor& dy, const Tensor& x, cons
     else multiply(slots.transpose(0, 1), tokens, sum, beta);
   });
   if (up) copy(sum.view({t.size(1), plan.experts, s.size(1)}).permute({1, 0, 2}), dweight);
-  else copy(sum.view(dweight.shape()), dweight);
+  else if (!one_part) copy(sum.view(dweight.shape()), dweight);
 }
 
 }  // namespace switchyard::cuda
