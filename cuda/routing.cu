@@ -1,198 +1,341 @@
-// Top-k selection and the routing plan, with nothing read by the host.
-//
-// The plan is a stable counting sort of P choices by expert. Choices are cut into chunks, a warp each:
-//   1. count: cursors[e][chunk] = choices of expert e in the chunk; lanes with the same expert find each other by
-//   match.
-//   2. scan: a warp per expert turns its row of cursors into exclusive sums; one block turns the totals into offsets.
-//   3. place: each warp walks its chunk again and writes both permutations.
-// Order within an expert is the order of choices, so the result does not vary.
+// Choosing experts: the k best of a row of scores, the gates that their scores give, and how evenly experts are wanted.
+// Rows are short: as many lanes of a warp share a row as it takes.
 
-#include "core/kernels/copy.h"
 #include "core/kernels/routing.h"
+#include "cuda/device/activation.cuh"
+#include "cuda/device/reduce.cuh"
 #include "cuda/launch.cuh"
 
 namespace switchyard::cuda {
 namespace {
 
-constexpr int kChunk = 256;
-constexpr int kWarpsPerBlock = 8;
-constexpr unsigned kAllLanes = 0xffffffffu;
+using ops::GateFunction;
+
+constexpr int kPerLane = 8;  // experts of a row that a lane holds in registers
+
+/// A score and its expert as one number, the larger the better; 0 is none. From the highest bit: whether the expert is
+/// not excluded; the bits of the score in an order that follows its value, 0 for NaN; the expert, the lower the better.
+template <class A>
+struct Candidate;
+template <>
+struct Candidate<float> {
+  using Key = std::uint64_t;
+  static constexpr int kBits = 32;
+  __device__ static std::uint32_t bits(float score) { return __float_as_uint(score); }
+};
+template <>
+struct Candidate<double> {
+  using Key = unsigned __int128;
+  static constexpr int kBits = 64;
+  __device__ static std::uint64_t bits(double score) { return static_cast<std::uint64_t>(__double_as_longlong(score)); }
+};
+template <class A>
+using Key = typename Candidate<A>::Key;
+
+constexpr int kExpertBits = 31;
 
 template <class A>
-struct Candidate {
-  A score;
-  int expert, level;  // level 0: excluded, 1: NaN, 2: ordinary; -1: none
+__device__ Key<A> key_of(A score, bool excluded, int expert) {
+  auto bits = Candidate<A>::bits(score + A(0));  // -0 becomes 0
+  const bool negative = bits >> (Candidate<A>::kBits - 1);
+  bits = score != score ? 0 : negative ? ~bits : bits | decltype(bits){1} << (Candidate<A>::kBits - 1);
+  const Key<A> high = Key<A>(!excluded) << Candidate<A>::kBits | bits;
+  return high << kExpertBits | ((std::uint32_t{1} << kExpertBits) - 1 - expert);
+}
 
-  __device__ bool better_than(const Candidate& other) const {
-    if (level != other.level) return level > other.level;
-    return score > other.score || (score == other.score && expert < other.expert);
+template <class K>
+__device__ int expert_of(K key) {
+  constexpr std::uint32_t kAll = (std::uint32_t{1} << kExpertBits) - 1;
+  return static_cast<int>(kAll - (static_cast<std::uint32_t>(key) & kAll));
+}
+
+__device__ inline std::uint64_t shuffle_xor(std::uint64_t value, int distance) {
+  return __shfl_xor_sync(0xffffffffu, value, distance);
+}
+__device__ inline unsigned __int128 shuffle_xor(unsigned __int128 value, int distance) {
+  const std::uint64_t high = shuffle_xor(static_cast<std::uint64_t>(value >> 64), distance);
+  return static_cast<unsigned __int128>(high) << 64 | shuffle_xor(static_cast<std::uint64_t>(value), distance);
+}
+
+/// The largest key of the `lanes` lanes (a power of two) that share a row.
+template <class K>
+__device__ K best_of_lanes(K key, int lanes) {
+  for (int distance = lanes / 2; distance > 0; distance /= 2) {
+    const K other = shuffle_xor(key, distance);
+    if (other > key) key = other;
   }
-};
+  return key;
+}
 
-/// A warp per row. Round j takes the best candidate that is worse than the one of round j - 1, so no marks are kept.
+/// Rows of at most kPerLane * lanes experts, in registers.
 template <class D>
-__global__ void top_k_rows(const D* scores, const bool* excluded, std::int64_t rows, int experts, int k,
+__global__ void top_k_rows(const D* scores, const bool* excluded, std::int64_t rows, int experts, int lanes, int k,
                            std::int32_t* indices) {
-  using A = compute_t<D>;
-  const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * kWarpsPerBlock + threadIdx.x / 32;
-  const int lane = threadIdx.x % 32;
-  if (row >= rows) return;
-  Candidate<A> last{};
+  using K = Key<compute_t<D>>;
+  const std::int64_t row = (static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / lanes;
+  const int lane = threadIdx.x % lanes;
+  K keys[kPerLane];
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    const int expert = lane + i * lanes;
+    const std::int64_t at = row * experts + expert;
+    keys[i] = row < rows && expert < experts ? key_of(load(scores + at), excluded && excluded[at], expert) : K(0);
+  }
   for (int j = 0; j < k; ++j) {
-    Candidate<A> best{-A(INFINITY), experts, -1};
-    for (int e = lane; e < experts; e += 32) {
-      const A score = load(scores + row * experts + e);
-      const bool nan = score != score;
-      const int level = excluded && excluded[row * experts + e] ? 0 : nan ? 1 : 2;
-      const Candidate<A> next{nan ? -A(INFINITY) : score, e, level};
-      if ((j == 0 || last.better_than(next)) && next.better_than(best)) best = next;
-    }
-    for (int distance = 16; distance > 0; distance /= 2) {
-      const Candidate<A> other{__shfl_xor_sync(kAllLanes, best.score, distance),
-                               __shfl_xor_sync(kAllLanes, best.expert, distance),
-                               __shfl_xor_sync(kAllLanes, best.level, distance)};
-      if (other.better_than(best)) best = other;
-    }
-    if (lane == 0) indices[row * k + j] = best.expert;
-    last = best;
+    K best = keys[0];
+#pragma unroll
+    for (int i = 1; i < kPerLane; ++i) best = keys[i] > best ? keys[i] : best;
+    best = best_of_lanes(best, lanes);
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) keys[i] = keys[i] == best ? K(0) : keys[i];
+    if (lane == 0 && row < rows) indices[row * k + j] = expert_of(best);
   }
 }
 
-/// Where choices come from: indices, or a mask of all experts.
-struct Choices {
-  const std::int32_t* indices;
-  const bool* mask;
-  std::int64_t count;
-  int slots, choices, experts_per_slot;
+/// Rows of any length: a warp each. Round j takes the best that is worse than what round j - 1 took.
+template <class D>
+__global__ void top_k_long_rows(const D* scores, const bool* excluded, std::int64_t rows, int experts, int k,
+                                std::int32_t* indices) {
+  using K = Key<compute_t<D>>;
+  const std::int64_t row = (static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / 32;
+  if (row >= rows) return;
+  K last = ~K(0);
+  for (int j = 0; j < k; ++j) {
+    K best = 0;
+    for (int expert = threadIdx.x % 32; expert < experts; expert += 32) {
+      const std::int64_t at = row * experts + expert;
+      const K key = key_of(load(scores + at), excluded && excluded[at], expert);
+      if (key < last && key > best) best = key;
+    }
+    last = best_of_lanes(best, 32);
+    if (threadIdx.x % 32 == 0) indices[row * k + j] = expert_of(last);
+  }
+}
 
-  /// Expert of a choice, or -1 where it is not taken.
-  __device__ int expert(std::int64_t choice) const {
-    if (choice >= count) return -1;
-    const std::int64_t row = choice / choices;
-    const int first = static_cast<int>(row % slots) * experts_per_slot;
-    if (mask) return mask[choice] ? first + static_cast<int>(choice % choices) : -1;
-    const int index = indices[choice];
-    return index >= 0 && index < experts_per_slot ? first + index : -1;
+/// One row as the lanes that share it see it.
+template <class A>
+struct RowGates {
+  GateFunction function;
+  const A* scores;             // [experts]
+  const std::int32_t* chosen;  // [k]
+  int experts, k, lane, lanes;
+  A maximum = 0, inverse_sum = 1;
+
+  template <class Op>
+  __device__ A reduce(A value, Op op) const {
+    for (int distance = lanes / 2; distance > 0; distance /= 2)
+      value = op(value, __shfl_xor_sync(0xffffffffu, value, distance));
+    return value;
+  }
+
+  /// What a softmax divides by.
+  __device__ void normalize() {
+    if (function == GateFunction::sigmoid) return;
+    const bool of_all = function == GateFunction::softmax;
+    const int count = of_all ? experts : k;
+    maximum = -A(INFINITY);
+    for (int i = lane; i < count; i += lanes) maximum = Max{}(maximum, scores[of_all ? i : chosen[i]]);
+    maximum = reduce(maximum, Max{});
+    A sum = 0;
+    for (int i = lane; i < count; i += lanes) sum += exp(scores[of_all ? i : chosen[i]] - maximum);
+    inverse_sum = 1 / reduce(sum, Add{});
+  }
+
+  __device__ A gate(int expert) const {
+    return function == GateFunction::sigmoid ? sigmoid(scores[expert]) : exp(scores[expert] - maximum) * inverse_sum;
   }
 };
 
-__device__ inline unsigned lanes_below() { return (1u << (threadIdx.x % 32)) - 1; }
+template <class A>
+__device__ RowGates<A> row_gates(GateFunction function, const A* scores, const std::int32_t* indices, std::int64_t row,
+                                 int experts, int k, int lanes) {
+  RowGates<A> gates{
+      function, scores + row * experts, indices + row * k, experts, k, static_cast<int>(threadIdx.x) % lanes, lanes};
+  gates.normalize();
+  return gates;
+}
 
-__global__ void count_chunks(Choices choices, int chunks, int chunk_size, std::int32_t* cursors) {
-  const int chunk = blockIdx.x * kWarpsPerBlock + threadIdx.x / 32;
-  if (chunk >= chunks) return;
-  for (int i = threadIdx.x % 32; i < chunk_size; i += 32) {
-    const int expert = choices.expert(static_cast<std::int64_t>(chunk) * chunk_size + i);
-    const unsigned same = __match_any_sync(kAllLanes, expert);
-    if (expert >= 0 && (same & lanes_below()) == 0)
-      cursors[static_cast<std::int64_t>(expert) * chunks + chunk] += __popc(same);
-    __syncwarp();
+template <class A, class D>
+__global__ void gates_of_rows(GateFunction function, const A* scores, const std::int32_t* indices, std::int64_t rows,
+                              int experts, int k, int lanes, D* gates) {
+  const std::int64_t own = (static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / lanes;
+  const std::int64_t row = min(own, rows - 1);  // lanes without a row still take part in sums
+  const RowGates<A> of_row = row_gates(function, scores, indices, row, experts, k, lanes);
+  if (own != row) return;
+  for (int j = of_row.lane; j < k; j += lanes) gates[row * k + j] = convert<D>(of_row.gate(of_row.chosen[j]));
+}
+
+/// sigmoid: ds = dg g (1 - g). softmax: ds = g (dg - sum of dg g), with dg = 0 for experts not chosen.
+template <class A, class D>
+__global__ void gate_gradients_of_rows(GateFunction function, const D* dgates, const A* scores,
+                                       const std::int32_t* indices, std::int64_t rows, int experts, int k, int lanes,
+                                       A* dscores) {
+  const std::int64_t own = (static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / lanes;
+  const std::int64_t row = min(own, rows - 1);
+  const RowGates<A> of_row = row_gates(function, scores, indices, row, experts, k, lanes);
+  const D* dgate = dgates + row * k;
+  A dot = 0;
+  if (function != GateFunction::sigmoid) {
+    for (int j = of_row.lane; j < k; j += lanes) dot += load(dgate + j) * of_row.gate(of_row.chosen[j]);
+    dot = of_row.reduce(dot, Add{});
+  }
+  if (own != row) return;
+  for (int expert = of_row.lane; expert < experts; expert += lanes) {
+    A sum = 0;
+    int times = 0;
+    for (int j = 0; j < k; ++j) {
+      if (of_row.chosen[j] != expert) continue;
+      sum += load(dgate + j);
+      ++times;
+    }
+    A result = 0;
+    if (function == GateFunction::softmax || times > 0) {
+      const A gate = of_row.gate(expert);
+      if (function == GateFunction::sigmoid) result = sum * gate * (1 - gate);
+      else result = gate * (sum - (function == GateFunction::softmax ? 1 : times) * dot);
+    }
+    dscores[row * experts + expert] = result;
   }
 }
 
-/// Exclusive sums along each expert's chunks; totals[expert].
-__global__ void scan_chunks(int experts, int chunks, std::int32_t* cursors, std::int32_t* totals) {
-  const int expert = blockIdx.x * kWarpsPerBlock + threadIdx.x / 32, lane = threadIdx.x % 32;
-  if (expert >= experts) return;
-  std::int32_t* row = cursors + static_cast<std::int64_t>(expert) * chunks;
-  std::int32_t before = 0;
-  for (int first = 0; first < chunks; first += 32) {
-    const std::int32_t own = first + lane < chunks ? row[first + lane] : 0;
-    std::int32_t sum = own;
-    for (int distance = 1; distance < 32; distance *= 2) {
-      const std::int32_t other = __shfl_up_sync(kAllLanes, sum, distance);
-      if (lane >= distance) sum += other;
+/// parts[group, slot, e] = sum over the group's tokens of softmax(scores)[e]: tokens group, group + groups, ...
+template <class A>
+__global__ void selection_parts(const A* scores, std::int64_t tokens, int slots, int experts, int lanes, int groups,
+                                A* parts) {
+  const int own = (blockIdx.x * blockDim.x + threadIdx.x) / lanes, row = min(own, groups * slots - 1);
+  const int slot = row % slots, group = row / slots, lane = threadIdx.x % lanes;
+  for (int first = 0; first < experts; first += lanes * kPerLane) {
+    A sums[kPerLane] = {};
+    for (std::int64_t token = 0; token < tokens; token += groups) {  // as often for all lanes of a warp
+      const bool mine = token + group < tokens;
+      const std::int64_t at = min(token + group, tokens - 1) * slots + slot;
+      const RowGates<A> of_row = row_gates<A>(GateFunction::softmax, scores, nullptr, at, experts, 0, lanes);
+#pragma unroll
+      for (int i = 0; i < kPerLane; ++i) {
+        const int expert = first + lane + i * lanes;
+        if (mine && expert < experts) sums[i] += of_row.gate(expert);
+      }
     }
-    if (first + lane < chunks) row[first + lane] = before + sum - own;
-    before += __shfl_sync(kAllLanes, sum, 31);
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) {
+      const int expert = first + lane + i * lanes;
+      if (own == row && expert < experts) parts[static_cast<std::int64_t>(row) * experts + expert] = sums[i];
+    }
   }
-  if (lane == 0) totals[expert] = before;
 }
 
-/// offsets[0 .. experts] from totals, by one warp.
-__global__ void scan_experts(int experts, const std::int32_t* totals, std::int32_t* offsets) {
-  const int lane = threadIdx.x;
-  std::int32_t before = 0;
-  for (int first = 0; first < experts; first += 32) {
-    const std::int32_t own = first + lane < experts ? totals[first + lane] : 0;
-    std::int32_t sum = own;
-    for (int distance = 1; distance < 32; distance *= 2) {
-      const std::int32_t other = __shfl_up_sync(kAllLanes, sum, distance);
-      if (lane >= distance) sum += other;
-    }
-    if (first + lane < experts) offsets[first + lane] = before + sum - own;
-    before += __shfl_sync(kAllLanes, sum, 31);
-  }
-  if (lane == 0) offsets[experts] = before;
+/// A warp per expert and slot adds up its parts: the mean m, and m log m / slots.
+template <class A>
+__global__ void selection_means(const A* parts, std::int64_t tokens, int slots, int width, int groups, A* mean,
+                                A* terms) {
+  A sum = 0;
+  for (int group = threadIdx.x; group < groups; group += 32) sum += parts[group * width + blockIdx.x];
+  const A m = warp_reduce(sum, Add{}) / static_cast<A>(tokens);
+  if (threadIdx.x > 0) return;
+  mean[blockIdx.x] = m;
+  terms[blockIdx.x] = m > 0 ? m * log(m) / static_cast<A>(slots) : A(0);
 }
 
-__global__ void place_chunks(Choices choices, int chunks, int chunk_size, std::int32_t* cursors,
-                             const std::int32_t* offsets, std::int32_t* pair_to_choice, std::int32_t* choice_to_pair) {
-  const int chunk = blockIdx.x * kWarpsPerBlock + threadIdx.x / 32;
-  if (chunk >= chunks) return;
-  for (int i = threadIdx.x % 32; i < chunk_size; i += 32) {
-    const std::int64_t choice = static_cast<std::int64_t>(chunk) * chunk_size + i;
-    const int expert = choices.expert(choice);
-    const unsigned same = __match_any_sync(kAllLanes, expert);
-    const int rank = __popc(same & lanes_below());
-    std::int32_t pair = -1;
-    if (expert >= 0) {
-      std::int32_t* cursor = cursors + static_cast<std::int64_t>(expert) * chunks + chunk;
-      pair = offsets[expert] + *cursor + rank;
-      pair_to_choice[pair] = static_cast<std::int32_t>(choice);
-    }
-    __syncwarp();
-    if (expert >= 0 && rank == 0) cursors[static_cast<std::int64_t>(expert) * chunks + chunk] += __popc(same);
-    __syncwarp();
-    if (choice < choices.count) choice_to_pair[choice] = pair;
-  }
+/// ds_e = p_e (c_e - sum of p c) / N, with p = softmax(s) and c_e = (log m_e + 1) / H times the value's gradient.
+template <class A>
+__global__ void selection_gradients(const A* dvalue, const A* scores, const A* mean, std::int64_t tokens, int slots,
+                                    int experts, int lanes, A* dscores) {
+  const std::int64_t own = (static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / lanes;
+  const std::int64_t row = min(own, tokens * slots - 1);
+  const RowGates<A> of_row = row_gates<A>(GateFunction::softmax, scores, nullptr, row, experts, 0, lanes);
+  const A scale = *dvalue / static_cast<A>(tokens * slots);
+  const auto coefficient = [&](int expert) {
+    const A m = mean[row % slots * experts + expert];
+    return m > 0 ? scale * (log(m) + 1) : A(0);
+  };
+  A dot = 0;
+  for (int e = of_row.lane; e < experts; e += lanes) dot += of_row.gate(e) * coefficient(e);
+  dot = of_row.reduce(dot, Add{});
+  if (own != row) return;
+  for (int e = of_row.lane; e < experts; e += lanes)
+    dscores[row * experts + e] = of_row.gate(e) * (coefficient(e) - dot);
+}
+
+/// The power of two of lanes that a row of `experts` takes, `per_lane` of them each; at most 32.
+int lanes_for(std::int64_t experts, int per_lane) {
+  int lanes = 1;
+  while (lanes < 32 && lanes * per_lane < experts) lanes *= 2;
+  return lanes;
 }
 
 }  // namespace
 
 void top_k(const Tensor& scores, const Tensor& excluded, const Tensor& indices) {
   const std::int64_t rows = scores.size(0);
+  const int experts = static_cast<int>(scores.size(1)), k = static_cast<int>(indices.size(1));
+  const bool* skip = excluded.defined() ? excluded.data<bool>() : nullptr;
+  auto* out = indices.data<std::int32_t>();
+  const cudaStream_t stream = stream_of(scores);
   dispatch_floating(scores.dtype(), "top_k", [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    top_k_rows<<<blocks_for(rows, kWarpsPerBlock), kWarpsPerBlock * 32, 0, stream_of(scores)>>>(
-        pointer<T>(scores), excluded.defined() ? excluded.data<bool>() : nullptr, rows,
-        static_cast<int>(scores.size(1)), static_cast<int>(indices.size(1)), indices.data<std::int32_t>());
+    const auto* in = pointer<typename decltype(tag)::type>(scores);
+    const int lanes = lanes_for(experts, kPerLane);
+    const unsigned blocks = blocks_for(rows * lanes, kThreads);
+    if (experts <= kPerLane * lanes)
+      top_k_rows<<<blocks, kThreads, 0, stream>>>(in, skip, rows, experts, lanes, k, out);
+    else top_k_long_rows<<<blocks, kThreads, 0, stream>>>(in, skip, rows, experts, k, out);
   });
   check_launch("top_k");
 }
 
-void build_routing_plan(const Tensor& indices, const Tensor& mask, const ops::RoutingPlan& plan) {
-  const Context& ctx = context(plan.expert_offsets.device());
-  const std::int64_t count = plan.max_pairs();
-  const int experts = static_cast<int>(plan.experts);
-  if (count == 0) return fill(plan.expert_offsets, 0);
-  // With many experts (an embedding's gradient sorts by word) chunks grow, so that the cursors stay a few megabytes.
-  std::int64_t chunk_size = kChunk;
-  while ((count / chunk_size + 1) * experts > (1 << 22) && chunk_size < count) chunk_size *= 2;
-  const int chunks = static_cast<int>((count + chunk_size - 1) / chunk_size);
-  const Tensor cursors = Tensor::zeros({experts, chunks}, DType::i32, plan.expert_offsets.device());
-  const Tensor totals = Tensor::empty({experts}, DType::i32, plan.expert_offsets.device());
-  const Choices choices{indices.defined() ? indices.data<std::int32_t>() : nullptr,
-                        mask.defined() ? mask.data<bool>() : nullptr,
-                        count,
-                        static_cast<int>(plan.slots),
-                        static_cast<int>(plan.choices),
-                        experts / static_cast<int>(plan.slots)};
-  const int threads = kWarpsPerBlock * 32;
-  auto* cursor = cursors.data<std::int32_t>();
-  auto* offsets = plan.expert_offsets.data<std::int32_t>();
-  if (mask.defined())  // entries beyond the true number of pairs
-    check_cuda(cudaMemsetAsync(plan.pair_to_choice.raw(), 0xff, plan.pair_to_choice.bytes(), ctx.stream),
-               "routing plan");
-  count_chunks<<<blocks_for(chunks, kWarpsPerBlock), threads, 0, ctx.stream>>>(choices, chunks,
-                                                                               static_cast<int>(chunk_size), cursor);
-  scan_chunks<<<blocks_for(experts, kWarpsPerBlock), threads, 0, ctx.stream>>>(experts, chunks, cursor,
-                                                                               totals.data<std::int32_t>());
-  scan_experts<<<1, 32, 0, ctx.stream>>>(experts, totals.data<std::int32_t>(), offsets);
-  place_chunks<<<blocks_for(chunks, kWarpsPerBlock), threads, 0, ctx.stream>>>(
-      choices, chunks, static_cast<int>(chunk_size), cursor, offsets, plan.pair_to_choice.data<std::int32_t>(),
-      plan.choice_to_pair.data<std::int32_t>());
-  check_launch("build_routing_plan");
+void expert_gates(const Tensor& scores, const Tensor& indices, GateFunction function, const Tensor& gates) {
+  const std::int64_t rows = scores.size(0);
+  const int experts = static_cast<int>(scores.size(1)), k = static_cast<int>(indices.size(1));
+  const int lanes = lanes_for(k, 1);
+  dispatch_floating(gates.dtype(), "expert_gates", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    gates_of_rows<<<blocks_for(rows * lanes, kThreads), kThreads, 0, stream_of(scores)>>>(
+        function, pointer<compute_t<device_t<T>>>(scores), indices.data<std::int32_t>(), rows, experts, k, lanes,
+        pointer<T>(gates));
+  });
+  check_launch("expert_gates");
+}
+
+void expert_gates_backward(const Tensor& dgates, const Tensor& scores, const Tensor& indices, GateFunction function,
+                           const Tensor& dscores) {
+  const std::int64_t rows = scores.size(0);
+  const int experts = static_cast<int>(scores.size(1)), k = static_cast<int>(indices.size(1));
+  const int lanes = lanes_for(experts, 1);
+  dispatch_floating(dgates.dtype(), "expert_gates_backward", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    using A = compute_t<device_t<T>>;
+    gate_gradients_of_rows<<<blocks_for(rows * lanes, kThreads), kThreads, 0, stream_of(scores)>>>(
+        function, pointer<T>(dgates), pointer<A>(scores), indices.data<std::int32_t>(), rows, experts, k, lanes,
+        pointer<A>(dscores));
+  });
+  check_launch("expert_gates_backward");
+}
+
+void mean_selection(const Tensor& scores, const Tensor& mean, const Tensor& terms) {
+  const std::int64_t tokens = scores.size(0);
+  const int slots = static_cast<int>(scores.size(1)), experts = static_cast<int>(scores.size(2));
+  const int lanes = lanes_for(experts, kPerLane), groups = static_cast<int>(std::min<std::int64_t>(tokens, 1024));
+  const Tensor parts = Tensor::empty({groups, slots, experts}, scores.dtype(), scores.device());
+  const cudaStream_t stream = stream_of(scores);
+  dispatch_floating(scores.dtype(), "mean_selection", [&](auto tag) {
+    using A = compute_t<device_t<typename decltype(tag)::type>>;
+    selection_parts<<<blocks_for(std::int64_t{groups} * slots * lanes, kThreads), kThreads, 0, stream>>>(
+        pointer<A>(scores), tokens, slots, experts, lanes, groups, pointer<A>(parts));
+    selection_means<<<blocks_for(mean.numel(), 1), 32, 0, stream>>>(pointer<A>(parts), tokens, slots, slots * experts,
+                                                                    groups, pointer<A>(mean), pointer<A>(terms));
+  });
+  check_launch("mean_selection");
+}
+
+void mean_selection_backward(const Tensor& dvalue, const Tensor& scores, const Tensor& mean, const Tensor& dscores) {
+  const std::int64_t tokens = scores.size(0);
+  const int slots = static_cast<int>(scores.size(1)), experts = static_cast<int>(scores.size(2));
+  const int lanes = lanes_for(experts, 1);
+  dispatch_floating(scores.dtype(), "mean_selection_backward", [&](auto tag) {
+    using A = compute_t<device_t<typename decltype(tag)::type>>;
+    selection_gradients<<<blocks_for(tokens * slots * lanes, kThreads), kThreads, 0, stream_of(scores)>>>(
+        pointer<A>(dvalue), pointer<A>(scores), pointer<A>(mean), tokens, slots, experts, lanes, pointer<A>(dscores));
+  });
+  check_launch("mean_selection_backward");
 }
 
 }  // namespace switchyard::cuda

@@ -63,15 +63,15 @@ void count_attention(const LanguageModelConfig& config, const Sizes& n, double b
     cost.projections += key_extra * (attention.has_experts(kind) ? n.k * (n.width + 1) : n.width);
 }
 
-/// Indices, chosen scores, gates and the two maps of the plan: what one routing keeps per token and chosen expert.
-constexpr double kValuesPerChoice = 5;
+/// What a routing keeps per row: all scores; indices, gates and the two maps of the plan per choice.
+double routing_values(std::int64_t experts, std::int64_t k) { return static_cast<double>(experts + 4 * k); }
 
 /// Norm input and output; query and attended values per token, keys and values per key; two statistics of the norm and
 /// one of each head's softmax; what the routings keep.
 double attention_values(const LanguageModelConfig& config, const Sizes& n) {
   const AttentionConfig& attention = config.attention;
   double values = 2 * n.width + 2 + 2 * n.all_heads() + 2 * n.all_heads() * n.keys() / n.tokens + n.heads;
-  values += routers(attention) * n.heads * n.k * kValuesPerChoice;
+  values += routers(attention) * n.heads * routing_values(attention.experts, attention.k);
   if (config.memory > 0) values += n.width * n.keys() / n.tokens;         // normed memory and tokens, joined
   if (has_output_gate(attention)) values += n.all_heads() + 2 * n.heads;  // the gated result beside the plain one
   return values;
@@ -89,12 +89,8 @@ double feed_forward_values(const LanguageModelConfig& config, const Sizes& n) {
     case FeedForwardKind::sigma_moe: break;
   }
   const auto k = static_cast<double>(feedforward.k);
-  double values = norm + per_neuron * k * static_cast<double>(feedforward.expert_width) + k * kValuesPerChoice;
-  // The regulariser keeps log-probabilities twice (in two layouts), a softmax its result.
-  const bool regularised = feedforward.entropy_regularizer != 0;
-  if (regularised || feedforward.selection == SelectionKind::softmax)
-    values += (regularised ? 2 : 1) * static_cast<double>(feedforward.experts);
-  return values;
+  return norm + per_neuron * k * static_cast<double>(feedforward.expert_width) +
+         routing_values(feedforward.experts, feedforward.k);
 }
 
 void count_feed_forward(const LanguageModelConfig& config, const Sizes& n, LayerCost& cost) {

@@ -4,15 +4,13 @@
 
 #include "autograd/grad_mode.h"
 #include "autograd/ops/elementwise.h"
-#include "autograd/ops/index.h"
 #include "autograd/ops/matmul.h"
-#include "autograd/ops/norm.h"
+#include "autograd/ops/routing.h"
 #include "autograd/ops/shape.h"
 #include "core/ops/norm.h"
 #include "core/ops/random.h"
 #include "core/ops/reduce.h"
 #include "core/ops/softmax.h"
-#include "moe/regularizer.h"
 
 namespace switchyard::moe {
 namespace {
@@ -33,6 +31,16 @@ const RouterOptions& checked(const RouterOptions& options) {
   check(options.expert_dropout >= 0 && options.expert_dropout < 1, "Router: expert_dropout is ", options.expert_dropout,
         ", expected 0 or more and below 1");
   return options;
+}
+
+ops::GateFunction gate_function(SelectionKind selection) {
+  switch (selection) {
+    case SelectionKind::softmax: return ops::GateFunction::softmax;
+    case SelectionKind::softmax_after_topk: return ops::GateFunction::softmax_of_chosen;
+    case SelectionKind::sigmoid:
+    case SelectionKind::sinkmoid: return ops::GateFunction::sigmoid;
+  }
+  fail("Router: unknown selection ", static_cast<int>(selection));
 }
 
 }  // namespace
@@ -65,10 +73,10 @@ Routing Router::route(const Variable& tokens) {
   Routing routing;
   routing.scores = reshape(linear(tokens, weight_, {}, compute), {rows, options_.slots, options_.experts});
   routing.indices = choose(routing.scores.data(), tokens.size(0));
-  routing.gates = cast(gates(routing.scores, routing.indices), tokens.dtype());
+  routing.gates = expert_gates(routing.scores, routing.indices, gate_function(options_.selection), tokens.dtype());
   routing.plan = ops::routing_plan(routing.indices, options_.experts);
   if (options_.entropy_regularizer != 0 && rows > 0)
-    routing.regularizer = entropy_regularizer(routing.scores) * options_.entropy_regularizer;
+    routing.regularizer = negative_selection_entropy(routing.scores) * options_.entropy_regularizer;
   if (collect_ != Collect::nothing && (!training() || grad_enabled())) {
     statistics_.add(routing.plan);
     if (collect_ == Collect::together) statistics_.add_together(routing.indices, options_.experts);
@@ -89,16 +97,6 @@ Tensor Router::choose(const Tensor& scores, std::int64_t batch) const {
     excluded = ops::bernoulli(scores.shape(), stream, options_.expert_dropout);
   }
   return ops::top_k(ranked, options_.k, excluded);
-}
-
-Variable Router::gates(const Variable& scores, const Tensor& indices) const {
-  switch (options_.selection) {
-    case SelectionKind::softmax: return gather_last(softmax(scores), indices);
-    case SelectionKind::softmax_after_topk: return softmax(gather_last(scores, indices));
-    case SelectionKind::sigmoid:
-    case SelectionKind::sinkmoid: return sigmoid(gather_last(scores, indices));
-  }
-  fail("Router: unknown selection ", static_cast<int>(options_.selection));
 }
 
 void Router::collect(Collect what) {

@@ -19,6 +19,20 @@ struct RouterOptions {
   double init_scale = 1;
 };
 
+/// What the options of a layer say of its routers; slots and sinkhorn_rounds keep their defaults.
+template <class LayerOptions>
+RouterOptions router_options(const LayerOptions& layer) {
+  RouterOptions router;
+  router.width = layer.width;
+  router.experts = layer.experts;
+  router.k = layer.k;
+  router.selection = layer.selection;
+  router.expert_dropout = layer.expert_dropout;
+  router.entropy_regularizer = layer.entropy_regularizer;
+  router.init_scale = layer.init_scale;
+  return router;
+}
+
 /// What a router decided.
 struct Routing {
   ops::RoutingPlan plan;
@@ -51,7 +65,6 @@ class Router : public nn::Module {
 
  private:
   Tensor choose(const Tensor& scores, std::int64_t batch) const;
-  Variable gates(const Variable& scores, const Tensor& indices) const;
 
   RouterOptions options_;
   Variable weight_;

@@ -16,16 +16,9 @@ SigmaMoeOptions completed(SigmaMoeOptions options) {
   return options;
 }
 
-RouterOptions router_options(const SigmaMoeOptions& options) {
-  RouterOptions router;
-  router.width = options.width;
-  router.experts = options.experts;
-  router.k = options.k;
-  router.selection = options.selection;
+RouterOptions options_of_router(const SigmaMoeOptions& options) {
+  RouterOptions router = router_options(options);
   router.sinkhorn_rounds = options.sinkhorn_rounds;
-  router.expert_dropout = options.expert_dropout;
-  router.entropy_regularizer = options.entropy_regularizer;
-  router.init_scale = options.init_scale;
   return router;
 }
 
@@ -34,7 +27,7 @@ double deviation(double scale, std::int64_t inputs) { return scale / std::sqrt(s
 }  // namespace
 
 SigmaMoe::SigmaMoe(const SigmaMoeOptions& options, Generator& generator)
-    : options_(completed(options)), router_(router_options(options), generator) {
+    : options_(completed(options)), router_(options_of_router(options), generator) {
   const std::int64_t experts = options_.experts, width = options_.width, expert_width = options_.expert_width;
   const nn::Initializer keys = nn::init::normal(deviation(options_.init_scale, width));
   const nn::Initializer values = nn::init::normal(deviation(options_.init_scale, experts * expert_width));

@@ -39,16 +39,9 @@ bool listed(const SwitchHeadOptions& options, ProjectionKind kind) {
   return std::find(options.experts_on.begin(), options.experts_on.end(), kind) != options.experts_on.end();
 }
 
-RouterOptions router_options(const SwitchHeadOptions& options) {
-  RouterOptions router;
-  router.width = options.width;
+RouterOptions options_of_router(const SwitchHeadOptions& options) {
+  RouterOptions router = router_options(options);
   router.slots = options.heads;
-  router.experts = options.experts;
-  router.k = options.k;
-  router.selection = options.selection;
-  router.expert_dropout = options.expert_dropout;
-  router.entropy_regularizer = options.entropy_regularizer;
-  router.init_scale = options.init_scale;
   return router;
 }
 
@@ -140,7 +133,7 @@ SwitchHead::SwitchHead(const SwitchHeadOptions& options, Generator& generator)
     if (!projections_[at]->has_experts()) continue;
     std::unique_ptr<Router>& router = options_.shared_selection ? shared_router_ : routers_[at];
     if (router) continue;
-    router = std::make_unique<Router>(router_options(options_), generator);
+    router = std::make_unique<Router>(options_of_router(options_), generator);
     register_module(options_.shared_selection ? "router" : full_name(kind) + "_router", *router);
   }
   if (options_.experts == 1) {

@@ -1,5 +1,5 @@
-// Top-k selection and the routing plan. Both are small next to the expert products: a plan is a stable counting sort of
-// the choices by expert, three passes over 4 bytes a choice.
+// Top-k selection, gates and the routing plan. All are small next to the expert products: a plan is a stable counting
+// sort of the choices by expert, three passes over 4 bytes a choice.
 
 #include "core/kernels/routing.h"
 
@@ -56,6 +56,56 @@ void top_k_row(const T* scores, const bool* excluded, std::int64_t experts, std:
   for (std::int64_t j = 0; j < k; ++j) indices[j] = best[static_cast<std::size_t>(j)].expert;
 }
 
+/// The gates of one row as a function of an expert's score.
+template <class A>
+class RowGates {
+ public:
+  RowGates(ops::GateFunction function, const A* scores, const std::int32_t* chosen, std::int64_t experts,
+           std::int64_t k)
+      : function_(function) {
+    if (function == ops::GateFunction::sigmoid) return;
+    const bool of_all = function == ops::GateFunction::softmax;
+    const auto score = [&](std::int64_t i) { return scores[of_all ? i : chosen[i]]; };
+    const std::int64_t count = of_all ? experts : k;
+    maximum_ = score(0);
+    for (std::int64_t i = 1; i < count; ++i) maximum_ = std::max(maximum_, score(i));
+    sum_ = 0;
+    for (std::int64_t i = 0; i < count; ++i) sum_ += std::exp(score(i) - maximum_);
+  }
+
+  A operator()(A score) const {
+    return function_ == ops::GateFunction::sigmoid ? 1 / (1 + std::exp(-score)) : std::exp(score - maximum_) / sum_;
+  }
+
+ private:
+  ops::GateFunction function_;
+  A maximum_ = 0, sum_ = 1;
+};
+
+/// ds = dg g (1 - g) for sigmoid; ds = g (dg - sum of dg g) for softmax, with dg = 0 for experts not chosen.
+template <class T, class A>
+void gate_gradients_of_row(ops::GateFunction function, const T* dgates, const A* scores, const std::int32_t* chosen,
+                           std::int64_t experts, std::int64_t k, A* dscores) {
+  const RowGates<A> gate(function, scores, chosen, experts, k);
+  A dot = 0;
+  if (function != ops::GateFunction::sigmoid)
+    for (std::int64_t j = 0; j < k; ++j) dot += static_cast<A>(dgates[j]) * gate(scores[chosen[j]]);
+  for (std::int64_t e = 0; e < experts; ++e)
+    dscores[e] = function == ops::GateFunction::softmax ? -gate(scores[e]) * dot : A(0);
+  for (std::int64_t j = 0; j < k; ++j) {
+    const A g = gate(scores[chosen[j]]), dg = static_cast<A>(dgates[j]);
+    if (function == ops::GateFunction::sigmoid) dscores[chosen[j]] += dg * g * (1 - g);
+    else dscores[chosen[j]] += g * (function == ops::GateFunction::softmax ? dg : dg - dot);
+  }
+}
+
+/// Calls f(TypeTag<A>{}) with the type of an f32 or f64 tensor.
+template <class F>
+void with_compute_type(DType dtype, F f) {
+  if (dtype == DType::f64) f(TypeTag<double>{});
+  else f(TypeTag<float>{});
+}
+
 /// The experts of the choices, from indices or from a mask; -1 for a choice not taken.
 struct Choices {
   const std::int32_t* indices;
@@ -86,6 +136,88 @@ void top_k(const Tensor& scores, const Tensor& excluded, const Tensor& indices) 
       best.reserve(static_cast<std::size_t>(k));
       for (std::int64_t row = first; row < last; ++row) {
         top_k_row(in + row * experts, skip ? skip + row * experts : nullptr, experts, k, out + row * k, best);
+      }
+    });
+  });
+}
+
+void expert_gates(const Tensor& scores, const Tensor& indices, ops::GateFunction function, const Tensor& gates) {
+  const std::int64_t experts = scores.size(1), k = indices.size(1);
+  const auto* chosen = indices.data<std::int32_t>();
+  dispatch_floating(gates.dtype(), "expert_gates", [&]<class T>(TypeTag<T>) {
+    using A = accumulate_t<T>;
+    const A* in = scores.data<A>();
+    T* out = gates.data<T>();
+    parallel_for(0, scores.size(0), std::max<std::int64_t>(1, 4096 / experts), [&](auto first, auto last) {
+      for (std::int64_t row = first; row < last; ++row) {
+        const RowGates<A> gate(function, in + row * experts, chosen + row * k, experts, k);
+        for (std::int64_t i = row * k; i < (row + 1) * k; ++i)
+          out[i] = static_cast<T>(gate(in[row * experts + chosen[i]]));
+      }
+    });
+  });
+}
+
+void expert_gates_backward(const Tensor& dgates, const Tensor& scores, const Tensor& indices,
+                           ops::GateFunction function, const Tensor& dscores) {
+  const std::int64_t experts = scores.size(1), k = indices.size(1);
+  const auto* chosen = indices.data<std::int32_t>();
+  dispatch_floating(dgates.dtype(), "expert_gates_backward", [&]<class T>(TypeTag<T>) {
+    using A = accumulate_t<T>;
+    parallel_for(0, scores.size(0), std::max<std::int64_t>(1, 4096 / experts), [&](auto first, auto last) {
+      for (std::int64_t row = first; row < last; ++row)
+        gate_gradients_of_row(function, dgates.data<T>() + row * k, scores.data<A>() + row * experts, chosen + row * k,
+                              experts, k, dscores.data<A>() + row * experts);
+    });
+  });
+}
+
+// Blocks of tokens are of a fixed size and summed in order, so the result does not depend on the number of threads.
+void mean_selection(const Tensor& scores, const Tensor& mean, const Tensor& terms) {
+  constexpr std::int64_t kTokens = 1024;
+  const std::int64_t tokens = scores.size(0), slots = scores.size(1), experts = scores.size(2);
+  const std::int64_t blocks = (tokens + kTokens - 1) / kTokens, width = slots * experts;
+  with_compute_type(scores.dtype(), [&]<class A>(TypeTag<A>) {
+    const A* in = scores.data<A>();
+    std::vector<A> sums(static_cast<std::size_t>(blocks * width), A(0));
+    parallel_for(0, blocks, 1, [&](auto first, auto last) {
+      for (std::int64_t block = first; block < last; ++block)
+        for (std::int64_t row = block * kTokens * slots; row < std::min(tokens, (block + 1) * kTokens) * slots; ++row) {
+          const A* own = in + row * experts;
+          const RowGates<A> gate(ops::GateFunction::softmax, own, nullptr, experts, 0);
+          A* sum = sums.data() + block * width + row % slots * experts;
+          for (std::int64_t e = 0; e < experts; ++e) sum[e] += gate(own[e]);
+        }
+    });
+    for (std::int64_t i = 0; i < width; ++i) {
+      A sum = 0;
+      for (std::int64_t block = 0; block < blocks; ++block) sum += sums[static_cast<std::size_t>(block * width + i)];
+      const A m = sum / static_cast<A>(tokens);
+      mean.data<A>()[i] = m;
+      terms.data<A>()[i] = m > 0 ? m * std::log(m) / static_cast<A>(slots) : 0;
+    }
+  });
+}
+
+// The value's derivative for m_e is c_e = (log m_e + 1) / H. ds_e = p_e (c_e - sum of p c) / N, with p = softmax(s).
+void mean_selection_backward(const Tensor& dvalue, const Tensor& scores, const Tensor& mean, const Tensor& dscores) {
+  const std::int64_t tokens = scores.size(0), slots = scores.size(1), experts = scores.size(2);
+  with_compute_type(scores.dtype(), [&]<class A>(TypeTag<A>) {
+    const A scale = *dvalue.data<A>() / static_cast<A>(tokens * slots);
+    std::vector<A> coefficients;
+    for (std::int64_t i = 0; i < slots * experts; ++i) {
+      const A m = mean.data<A>()[i];
+      coefficients.push_back(m > 0 ? scale * (std::log(m) + 1) : 0);
+    }
+    parallel_for(0, tokens * slots, std::max<std::int64_t>(1, 4096 / experts), [&](auto first, auto last) {
+      for (std::int64_t row = first; row < last; ++row) {
+        const A* own = scores.data<A>() + row * experts;
+        const A* c = coefficients.data() + row % slots * experts;
+        const RowGates<A> gate(ops::GateFunction::softmax, own, nullptr, experts, 0);
+        A dot = 0;
+        for (std::int64_t e = 0; e < experts; ++e) dot += gate(own[e]) * c[e];
+        A* out = dscores.data<A>() + row * experts;
+        for (std::int64_t e = 0; e < experts; ++e) out[e] = gate(own[e]) * (c[e] - dot);
       }
     });
   });

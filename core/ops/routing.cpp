@@ -4,6 +4,8 @@
 
 #include "core/kernels/routing.h"
 #include "core/ops/dispatch.h"
+#include "core/ops/norm.h"
+#include "core/ops/reduce.h"
 
 namespace switchyard::ops {
 
@@ -34,6 +36,18 @@ RoutingPlan empty_plan(const char* op, const RowShape& rows, std::int64_t expert
   return plan;
 }
 
+void check_gate_operands(const char* op, const Tensor& scores, const Tensor& indices, DType dtype) {
+  check(scores.defined() && scores.dtype() == compute_dtype(dtype), op, ": for gates of ", dtype,
+        " the scores must be ", compute_dtype(dtype), ", got ",
+        scores.defined() ? name_of(scores.dtype()) : "an undefined tensor");
+  check(indices.defined() && indices.dtype() == DType::i32 && indices.device() == scores.device(), op,
+        ": indices must be i32 and on ", scores.device());
+  Shape rows = indices.shape();
+  if (!rows.empty()) rows.back() = scores.size(-1);
+  check(indices.rank() >= 1 && rows == scores.shape() && indices.size(-1) >= 1, op, ": indices ", indices.shape(),
+        " do not name experts of the rows of scores ", scores.shape());
+}
+
 }  // namespace
 
 Tensor top_k(const Tensor& scores, std::int64_t k, const Tensor& excluded) {
@@ -58,6 +72,51 @@ Tensor top_k(const Tensor& scores, std::int64_t k, const Tensor& excluded) {
   SWITCHYARD_DISPATCH(scores.device(), top_k, scores.contiguous().view({rows, experts}), flat_excluded,
                       indices.view({rows, k}));
   return indices;
+}
+
+Tensor expert_gates(const Tensor& scores, const Tensor& indices, GateFunction function, DType dtype) {
+  check_gate_operands("expert_gates", scores, indices, dtype);
+  const Tensor gates = Tensor::empty(indices.shape(), dtype, scores.device());
+  if (gates.numel() == 0) return gates;
+  const std::int64_t experts = scores.size(-1), k = indices.size(-1), rows = indices.numel() / k;
+  SWITCHYARD_DISPATCH(scores.device(), expert_gates, scores.contiguous().view({rows, experts}),
+                      indices.contiguous().view({rows, k}), function, gates.view({rows, k}));
+  return gates;
+}
+
+Tensor expert_gates_backward(const Tensor& dgates, const Tensor& scores, const Tensor& indices, GateFunction function) {
+  check(dgates.defined() && dgates.shape() == indices.shape(), "expert_gates_backward: dgates must have the shape ",
+        indices.shape(), " of indices");
+  check_gate_operands("expert_gates_backward", scores, indices, dgates.dtype());
+  const Tensor dscores = Tensor::empty_like(scores);
+  if (dscores.numel() == 0) return dscores;
+  const std::int64_t experts = scores.size(-1), k = indices.size(-1), rows = indices.numel() / k;
+  SWITCHYARD_DISPATCH(scores.device(), expert_gates_backward, dgates.contiguous().view({rows, k}),
+                      scores.contiguous().view({rows, experts}), indices.contiguous().view({rows, k}), function,
+                      dscores.view({rows, experts}));
+  return dscores;
+}
+
+MeanSelection mean_selection(const Tensor& scores) {
+  check(scores.defined() && scores.rank() == 3 && scores.numel() > 0, "mean_selection: scores must be [N, H, E], got ",
+        scores.defined() ? scores.shape() : Shape{});
+  check(is_floating(scores.dtype()) && scores.dtype() == compute_dtype(scores.dtype()),
+        "mean_selection: scores must be f32 or f64, got ", scores.dtype());
+  const Shape shape = {scores.size(1), scores.size(2)};
+  const Tensor mean = Tensor::empty(shape, scores.dtype(), scores.device()), terms = Tensor::empty_like(mean);
+  SWITCHYARD_DISPATCH(scores.device(), mean_selection, scores.contiguous(), mean, terms);
+  return {mean, sum(terms)};
+}
+
+Tensor mean_selection_backward(const Tensor& dvalue, const Tensor& scores, const Tensor& mean) {
+  check(dvalue.defined() && dvalue.numel() == 1 && dvalue.dtype() == scores.dtype(),
+        "mean_selection_backward: dvalue must be a scalar of ", scores.dtype());
+  check(mean.shape() == Shape{scores.size(1), scores.size(2)} && mean.dtype() == scores.dtype(),
+        "mean_selection_backward: mean ", mean.shape(), " does not belong to scores ", scores.shape());
+  const Tensor dscores = Tensor::empty_like(scores);
+  SWITCHYARD_DISPATCH(scores.device(), mean_selection_backward, dvalue.contiguous().view({1}), scores.contiguous(),
+                      mean.contiguous(), dscores);
+  return dscores;
 }
 
 RoutingPlan routing_plan(const Tensor& indices, std::int64_t experts_per_slot) {

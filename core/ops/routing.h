@@ -30,6 +30,27 @@ struct RoutingPlan {
 /// `excluded` (bool, scores' shape, or undefined) marks experts that are chosen only when nothing else is left.
 Tensor top_k(const Tensor& scores, std::int64_t k, const Tensor& excluded = {});
 
+/// What a chosen expert's result is weighted by, from the scores of its row.
+enum class GateFunction {
+  sigmoid,            ///< of its own score
+  softmax,            ///< over all experts of the row
+  softmax_of_chosen,  ///< over the chosen ones
+};
+/// gates[..., j] = function(scores)[..., indices[..., j]]: scores [..., E], indices i32 [..., k] as of top_k -> [...,
+/// k] in `dtype`, whose compute dtype the scores have.
+Tensor expert_gates(const Tensor& scores, const Tensor& indices, GateFunction function, DType dtype);
+/// Gradient for the scores, in their dtype.
+Tensor expert_gates_backward(const Tensor& dgates, const Tensor& scores, const Tensor& indices, GateFunction function);
+
+/// How evenly experts are wanted: m [H, E] is the mean over the tokens of softmax(scores), scores [N, H, E] with N > 0.
+struct MeanSelection {
+  Tensor mean;              ///< m, in the scores' dtype
+  Tensor negative_entropy;  ///< a scalar: mean over the slots of sum over experts of m log m
+};
+MeanSelection mean_selection(const Tensor& scores);
+/// Gradient of the negative entropy, times dvalue (a scalar), for the scores.
+Tensor mean_selection_backward(const Tensor& dvalue, const Tensor& scores, const Tensor& mean);
+
 /// Plan from chosen experts: indices i32 [N, H, k] or [N, k] (H = 1), each in 0..experts_per_slot-1.
 RoutingPlan routing_plan(const Tensor& indices, std::int64_t experts_per_slot);
 /// Plan from a mask, bool [N, H, E] or [N, E]: every true entry is a pair (dynamic-k). Choice j of a row is expert j.

@@ -25,6 +25,18 @@ __device__ inline T warp_reduce(T value, Op op) {
   return value;
 }
 
+/// Sum of the values of this lane and all lanes below it.
+template <class T>
+__device__ inline T warp_running_sum(T value) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int distance = 1; distance < 32; distance *= 2) {
+    const T other = __shfl_up_sync(0xffffffffu, value, distance);
+    if (lane >= distance) value += other;
+  }
+  return value;
+}
+
 /// Combines a value over a block of at most 1024 threads, a multiple of 32; every thread gets the result. `scratch` has
 /// room for 32 values and may be used again after the call.
 template <class T, class Op>

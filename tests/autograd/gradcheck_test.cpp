@@ -11,6 +11,7 @@
 #include "autograd/ops/matmul.h"
 #include "autograd/ops/norm.h"
 #include "autograd/ops/reduce.h"
+#include "autograd/ops/routing.h"
 #include "autograd/ops/shape.h"
 #include "core/rng.h"
 #include "tests/support/close.h"
@@ -150,6 +151,16 @@ void add_index_and_loss(std::vector<Row>& rows) {
   rows.push_back({"embedding", {{5, 4}}, [ids](const Variables& in) { return embedding(in[0], ids); }});
   const Tensor index = Tensor::from<std::int32_t>({2, 0, 4, 4, 1, 3}, {3, 2});
   rows.push_back({"gather_last", {{3, 5}}, [index](const Variables& in) { return gather_last(in[0], index); }});
+  const Tensor chosen = Tensor::from<std::int32_t>({2, 0, 4, 3, 1, 3}, {3, 2});
+  rows.push_back({"gates_sigmoid", {{3, 5}}, [chosen](const Variables& in) {
+                    return expert_gates(in[0], chosen, ops::GateFunction::sigmoid, DType::f64);
+                  }});
+  rows.push_back({"gates_softmax", {{3, 5}}, [chosen](const Variables& in) {
+                    return expert_gates(in[0], chosen, ops::GateFunction::softmax, DType::f64);
+                  }});
+  rows.push_back({"gates_softmax_of_chosen", {{3, 5}}, [chosen](const Variables& in) {
+                    return expert_gates(in[0], chosen, ops::GateFunction::softmax_of_chosen, DType::f64);
+                  }});
   const Tensor targets = Tensor::from<std::int64_t>({2, -100, 0, 4, -100, 3, 2}, {7});
   rows.push_back({"cross_entropy",
                   {{7, 5}},

@@ -86,6 +86,87 @@ TEST(TopK, Errors) {
   EXPECT_ERROR(ops::top_k(Tensor::zeros({3, 4}), 1, Tensor::zeros({3, 4})), "top_k: excluded must be bool, got f32");
 }
 
+/// The gate of expert e of a row, by its formula.
+double naive_gate(ops::GateFunction function, const std::vector<double>& scores,
+                  const std::vector<std::int32_t>& chosen, std::int32_t e) {
+  double sum = 0;
+  const double own = scores[static_cast<std::size_t>(e)];
+  switch (function) {
+    case ops::GateFunction::sigmoid: return 1 / (1 + std::exp(-own));
+    case ops::GateFunction::softmax:
+      for (const double score : scores) sum += std::exp(score);
+      break;
+    case ops::GateFunction::softmax_of_chosen:
+      for (const std::int32_t c : chosen) sum += std::exp(scores[static_cast<std::size_t>(c)]);
+  }
+  return std::exp(own) / sum;
+}
+
+TEST(ExpertGates, EqualTheirFormulas) {
+  std::mt19937 random(4);
+  std::uniform_real_distribution<double> uniform(-3, 3);
+  for (const auto function :
+       {ops::GateFunction::sigmoid, ops::GateFunction::softmax, ops::GateFunction::softmax_of_chosen})
+    for (const std::int64_t experts : {1, 2, 5, 40})
+      for (const std::int64_t k : {std::int64_t{1}, (experts + 1) / 2, experts}) {
+        std::vector<double> values(static_cast<std::size_t>(6 * experts));
+        for (double& value : values) value = uniform(random);
+        const Tensor scores = Tensor::from(values, {3, 2, experts});
+        const Tensor indices = ops::top_k(scores, k);
+        const auto chosen = indices.to_vector<std::int32_t>();
+        const auto gates = ops::expert_gates(scores, indices, function, DType::f64).to_vector<double>();
+        const auto rounded = ops::expert_gates(scores.to(DType::f32), indices, function, DType::bf16);
+        EXPECT_EQ(rounded.dtype(), DType::bf16);
+        EXPECT_CLOSE(rounded, Tensor::from(gates, indices.shape()), 1e-2);
+        for (std::int64_t row = 0; row < 6; ++row) {
+          const std::vector<double> row_scores(values.begin() + row * experts, values.begin() + (row + 1) * experts);
+          const std::vector<std::int32_t> row_chosen(chosen.begin() + row * k, chosen.begin() + (row + 1) * k);
+          for (std::int64_t j = 0; j < k; ++j)
+            EXPECT_NEAR(gates[static_cast<std::size_t>(row * k + j)],
+                        naive_gate(function, row_scores, row_chosen, row_chosen[static_cast<std::size_t>(j)]), 1e-14);
+        }
+      }
+}
+
+TEST(MeanSelection, EqualsItsFormulaOverManyTokens) {
+  const std::int64_t tokens = 2500, slots = 2, experts = 5;
+  const Tensor scores = testing::random_tensor({tokens, slots, experts}, 3, DType::f64, -3, 3);
+  const auto values = scores.to_vector<double>();
+  std::vector<double> mean(static_cast<std::size_t>(slots * experts), 0);
+  for (std::int64_t row = 0; row < tokens * slots; ++row) {
+    const std::vector<double> own(values.begin() + row * experts, values.begin() + (row + 1) * experts);
+    for (std::int64_t e = 0; e < experts; ++e)
+      mean[static_cast<std::size_t>(row % slots * experts + e)] +=
+          naive_gate(ops::GateFunction::softmax, own, {}, static_cast<std::int32_t>(e)) / static_cast<double>(tokens);
+  }
+  double entropy = 0;
+  for (const double m : mean) entropy -= m * std::log(m) / static_cast<double>(slots);
+  const ops::MeanSelection selection = ops::mean_selection(scores);
+  EXPECT_CLOSE(selection.mean, Tensor::from(mean, {slots, experts}), 1e-12);
+  EXPECT_NEAR(selection.negative_entropy.item<double>(), -entropy, 1e-12);
+}
+
+TEST(MeanSelection, Errors) {
+  EXPECT_ERROR(ops::mean_selection(Tensor::zeros({0, 1, 4})),
+               "mean_selection: scores must be [N, H, E], got [0, 1, 4]");
+  EXPECT_ERROR(ops::mean_selection(Tensor::zeros({3, 1, 4}, DType::bf16)),
+               "mean_selection: scores must be f32 or f64, got bf16");
+}
+
+TEST(ExpertGates, Errors) {
+  const Tensor scores = Tensor::zeros({3, 4}), indices = Tensor::zeros({3, 2}, DType::i32);
+  const auto run = [](const Tensor& s, const Tensor& i, DType dtype) {
+    return ops::expert_gates(s, i, ops::GateFunction::sigmoid, dtype);
+  };
+  EXPECT_EQ(run(Tensor::zeros({0, 4}), Tensor::zeros({0, 2}, DType::i32), DType::bf16).shape(), (Shape{0, 2}));
+  EXPECT_ERROR(run(scores, indices, DType::f64), "expert_gates: for gates of f64 the scores must be f64, got f32");
+  EXPECT_ERROR(run(scores, scores, DType::f32), "expert_gates: indices must be i32");
+  EXPECT_ERROR(run(scores, Tensor::zeros({2, 2}, DType::i32), DType::f32),
+               "expert_gates: indices [2, 2] do not name experts of the rows of scores [3, 4]");
+  EXPECT_ERROR(ops::expert_gates_backward(scores, scores, indices, ops::GateFunction::sigmoid),
+               "expert_gates_backward: dgates must have the shape [3, 2] of indices");
+}
+
 /// Compares with the definition: for each expert, its choices in order. chosen[choice] is the expert, or -1.
 void expect_plan(const ops::RoutingPlan& plan, const std::vector<std::int64_t>& chosen) {
   ASSERT_EQ(plan.max_pairs(), static_cast<std::int64_t>(chosen.size()));

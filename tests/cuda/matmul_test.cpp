@@ -62,8 +62,8 @@ TEST(CudaIndex, EmbeddingGatherAndConcat) {
 
 TEST(CudaRouting, TopKWithTiesAndPlans) {
   SKIP_WITHOUT_GPU();
-  for (const std::int64_t tokens : {1, 37, 3000})
-    for (const std::int64_t experts : {1, 5, 32, 130}) {
+  for (const std::int64_t tokens : {1, 37, 3000, 70000})
+    for (const std::int64_t experts : {1, 5, 32, 128, 130}) {
       const std::int64_t k = std::min<std::int64_t>(experts, 4);
       const Tensor scores = ops::affine(random_tensor({tokens, 2, experts}, 1, DType::i32, 0, 9).to(DType::f32), 0.5);
       const Tensor excluded = random_tensor({tokens, 2, experts}, 2, DType::boolean);
@@ -81,6 +81,35 @@ TEST(CudaRouting, TopKWithTiesAndPlans) {
                            mask.choice_to_pair};
           },
           {scores, excluded}, DType::f32, "routing");
+    }
+}
+
+TEST(CudaRouting, TopKOfEveryDTypeAndGates) {
+  SKIP_WITHOUT_GPU();
+  for (const DType dtype : kFloatingDTypes)
+    for (const std::int64_t experts : {1, 4, 9, 33, 256, 300}) {
+      const std::int64_t k = std::min<std::int64_t>(experts, 5);
+      const auto op = [&](const Tensors& in) {
+        const Tensor scores = in[0].to(ops::compute_dtype(dtype));
+        Tensors all = {ops::top_k(in[0], k)};
+        for (const auto function :
+             {ops::GateFunction::sigmoid, ops::GateFunction::softmax, ops::GateFunction::softmax_of_chosen}) {
+          all.push_back(ops::expert_gates(scores, all[0], function, dtype));
+          all.push_back(ops::expert_gates_backward(in[1], scores, all[0], function));
+        }
+        return all;
+      };
+      expect_parity(op, {random_tensor({41, 2, experts}, 1, dtype, -3, 3), random_tensor({41, 2, k}, 2, dtype)}, dtype,
+                    "gates");
+      const auto selection = [](const Tensors& in) {
+        const auto mean = ops::mean_selection(in[0]);
+        return Tensors{mean.mean, mean.negative_entropy, ops::mean_selection_backward(in[1], in[0], mean.mean)};
+      };
+      for (const std::int64_t tokens : {41, 3000}) {
+        if (dtype == DType::bf16) continue;
+        expect_parity(selection, {random_tensor({tokens, 2, experts}, 1, dtype, -3, 3), Tensor::scalar(3, dtype)},
+                      dtype, "mean_selection");
+      }
     }
 }
 

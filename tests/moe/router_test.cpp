@@ -7,7 +7,7 @@
 #include "autograd/gradcheck.h"
 #include "autograd/ops/elementwise.h"
 #include "autograd/ops/reduce.h"
-#include "moe/regularizer.h"
+#include "autograd/ops/routing.h"
 #include "tests/support/close.h"
 #include "tests/support/tensors.h"
 
@@ -200,15 +200,15 @@ TEST(EntropyRegularizer, is_minus_the_entropy_of_mean_use) {
     }
     for (const double m : mean) expected += m * std::log(m) / slots;
   }
-  EXPECT_NEAR(entropy_regularizer(Variable(scores)).item<double>(), expected, 1e-13);
+  EXPECT_NEAR(negative_selection_entropy(Variable(scores)).item<double>(), expected, 1e-13);
   const auto result =
-      gradcheck([](const Variables& in) { return entropy_regularizer(in[0]); }, {Variable(scores, true)});
+      gradcheck([](const Variables& in) { return negative_selection_entropy(in[0]); }, {Variable(scores, true)});
   EXPECT_TRUE(result) << result.message;
 }
 
 TEST(EntropyRegularizer, survives_experts_that_nobody_wants) {
   const Variable scores(Tensor::from({0.0, -5000.0, 0.0, -5000.0}, {2, 1, 2}), true);
-  const Variable value = entropy_regularizer(scores);
+  const Variable value = negative_selection_entropy(scores);
   EXPECT_EQ(value.item<double>(), 0);
   value.backward();
   for (const double g : scores.grad().to_vector<double>()) EXPECT_EQ(g, 0);
