@@ -2,12 +2,12 @@
 
 #include <array>
 
+#include "core/merged_axes.h"
 #include "cuda/launch.cuh"
 
 namespace switchyard::cuda {
 
-/// Shape and strides of N operands of one shape, with axes of size 1 dropped and axes that lie back to back in every
-/// operand merged. Passed to kernels by value.
+/// Merged axes of N operands of one shape, as kernels take them: by value.
 template <int N>
 struct Layout {
   static constexpr int kMaxRank = 8;
@@ -50,19 +50,16 @@ struct Layout {
 
 template <int N>
 Layout<N> layout_of(const std::array<const Tensor*, N>& operands) {
-  Layout<N> layout;
   const Shape& shape = operands[0]->shape();
-  for (std::int64_t axis = 0; axis < shape.rank(); ++axis) {
-    if (shape[axis] == 1) continue;
-    bool merges = layout.rank > 0;
-    for (int n = 0; merges && n < N; ++n)
-      merges = layout.stride[n][layout.rank - 1] == operands[n]->strides()[axis] * shape[axis];
-    if (!merges) {
-      check(layout.rank < Layout<N>::kMaxRank, "cuda: a tensor of shape ", shape, " has too many axes");
-      layout.size[layout.rank++] = 1;
-    }
-    layout.size[layout.rank - 1] *= shape[axis];
-    for (int n = 0; n < N; ++n) layout.stride[n][layout.rank - 1] = operands[n]->strides()[axis];
+  std::array<Shape, N> strides;
+  for (int n = 0; n < N; ++n) strides[n] = operands[n]->strides();
+  const auto merged = merge_axes<N>(shape, strides, false);
+  Layout<N> layout;
+  layout.rank = static_cast<int>(merged.sizes.rank());
+  check(layout.rank <= Layout<N>::kMaxRank, "cuda: a tensor of shape ", shape, " has too many axes");
+  for (int axis = 0; axis < layout.rank; ++axis) {
+    layout.size[axis] = merged.sizes[axis];
+    for (int n = 0; n < N; ++n) layout.stride[n][axis] = merged.strides[axis][n];
   }
   return layout;
 }

@@ -1,5 +1,7 @@
-// Embedding and gathers. The embedding's gradient sorts the positions by word with the routing plan's counting sort,
-// then sums each word's rows in order: no atomics, so the result does not vary.
+// Embedding and gathers. The embedding's gradient sorts the positions by word with the routing plan's counting sort and
+// cuts them into chunks of equal length, so that a word of every other sentence holds nobody up. What a chunk has of a
+// word goes to the table if that is all of it, else to a buffer, which a second kernel adds up in order: no atomics, so
+// the result does not vary.
 
 #include "core/kernels/index.h"
 #include "core/ops/routing.h"
@@ -8,33 +10,98 @@
 namespace switchyard::cuda {
 namespace {
 
-template <class D>
+template <int kWidth, class D>
 __global__ void embedding_rows(const D* table, const std::int64_t* ids, std::int64_t rows, std::int64_t width, D* out) {
+  using Piece = Vector<D, kWidth>;
   const std::int64_t id = ids[blockIdx.x];
   const bool valid = id >= 0 && id < rows;
-  for (std::int64_t i = threadIdx.x; i < width; i += blockDim.x)
-    out[blockIdx.x * width + i] = valid ? table[id * width + i] : convert<D>(compute_t<D>(NAN));
+  Piece missing;
+  for (D& value : missing.values) value = convert<D>(compute_t<D>(NAN));
+  for (std::int64_t i = threadIdx.x * kWidth; i < width; i += blockDim.x * kWidth)
+    *reinterpret_cast<Piece*>(out + blockIdx.x * width + i) =
+        valid ? *reinterpret_cast<const Piece*>(table + id * width + i) : missing;
 }
 
-constexpr int kColumns = 64, kParts = 4;
+constexpr int kChunk = 32;  // positions
+constexpr int kAhead = 8;   // rows read before the first is used
 
-/// A block per word and kColumns columns; kParts groups of threads share the word's rows.
-template <class D>
-__global__ void embedding_sums(const D* dy, const std::int32_t* offsets, const std::int32_t* positions,
-                               std::int64_t width, D* dtable) {
+/// Positions sorted by word: those of word w are order[offsets[w]] .. order[offsets[w + 1] - 1].
+struct SortedPositions {
+  const std::int64_t* ids;
+  const std::int32_t *offsets, *order;
+  std::int64_t words;
+};
+
+/// A block per chunk. partial [chunks, 2, width]: row 0 is of the word that an earlier chunk begins, row 1 of one that
+/// goes on in the next.
+template <int kWidth, class D>
+__global__ void sum_chunks(SortedPositions sorted, const D* dy, std::int64_t width, compute_t<D>* partial, D* dtable) {
   using A = compute_t<D>;
-  const std::int64_t word = blockIdx.x, column = static_cast<std::int64_t>(blockIdx.y) * kColumns + threadIdx.x;
-  const int first = offsets[word], last = offsets[word + 1];
-  A sum = 0;
-  if (column < width)
-    for (int i = first + threadIdx.y; i < last; i += kParts)
-      sum += load(dy + static_cast<std::int64_t>(positions[i]) * width + column);
-  __shared__ A parts[kParts][kColumns];
-  parts[threadIdx.y][threadIdx.x] = sum;
+  __shared__ int word_of[kChunk + 1], position_of[kChunk];
+  const int first = blockIdx.x * kChunk, count = min(kChunk, sorted.offsets[sorted.words] - first);
+  for (int i = threadIdx.x; i <= kChunk; i += blockDim.x) {
+    if (i < count) position_of[i] = sorted.order[first + i];
+    word_of[i] = i < count ? static_cast<int>(sorted.ids[sorted.order[first + i]]) : -1;
+  }
   __syncthreads();
-  if (threadIdx.y != 0 || column >= width) return;
-  for (int part = 1; part < kParts; ++part) sum += parts[part][threadIdx.x];
-  dtable[word * width + column] = convert<D>(sum);
+  for (std::int64_t column = threadIdx.x * kWidth; column < width; column += blockDim.x * kWidth) {
+    Vector<A, kWidth> sum{};
+    for (int begin = 0; begin < count; begin += kAhead) {
+      Vector<D, kWidth> rows[kAhead];
+#pragma unroll
+      for (int j = 0; j < kAhead; ++j)
+        if (begin + j < count)
+          rows[j] = *reinterpret_cast<const Vector<D, kWidth>*>(dy + position_of[begin + j] * width + column);
+#pragma unroll
+      for (int j = 0; j < kAhead; ++j) {
+        if (begin + j >= count) break;
+#pragma unroll
+        for (int i = 0; i < kWidth; ++i) sum.values[i] += load(&rows[j].values[i]);
+        const int word = word_of[begin + j];
+        if (word_of[begin + j + 1] == word) continue;
+        const bool starts = sorted.offsets[word] >= first, ends = sorted.offsets[word + 1] <= first + count;
+        if (starts && ends) {
+          Vector<D, kWidth> rounded;
+#pragma unroll
+          for (int i = 0; i < kWidth; ++i) rounded.values[i] = convert<D>(sum.values[i]);
+          *reinterpret_cast<Vector<D, kWidth>*>(dtable + word * width + column) = rounded;
+        } else {
+          *reinterpret_cast<Vector<A, kWidth>*>(partial + (2 * blockIdx.x + (starts ? 1 : 0)) * width + column) = sum;
+        }
+        sum = {};
+      }
+    }
+  }
+}
+
+/// A block per word: the sum of its chunks where it has several, 0 where it does not occur.
+template <class D>
+__global__ void join_chunks(SortedPositions sorted, const compute_t<D>* partial, std::int64_t width, D* dtable) {
+  const int begin = sorted.offsets[blockIdx.x], end = sorted.offsets[blockIdx.x + 1];
+  const int first = begin / kChunk, last = end > begin ? (end - 1) / kChunk : first;
+  if (end > begin && first == last) return;
+  for (std::int64_t column = threadIdx.x; column < width; column += blockDim.x) {
+    compute_t<D> sum = end > begin ? partial[(2 * first + 1) * width + column] : compute_t<D>(0);
+#pragma unroll 8
+    for (int chunk = first + 1; chunk <= last; ++chunk) sum += partial[2 * chunk * width + column];
+    dtable[blockIdx.x * width + column] = convert<D>(sum);
+  }
+}
+
+/// Calls f(elements that rows of `width` let a thread move at once).
+template <class T, class F>
+void with_access(std::int64_t width, std::initializer_list<Tensor> rows, F&& f) {
+  constexpr int kWide = 16 / sizeof(T), kHalf = 8 / sizeof(T);
+  std::uintptr_t alignment = static_cast<std::uintptr_t>(width) * sizeof(T);
+  for (const Tensor& t : rows) alignment |= reinterpret_cast<std::uintptr_t>(t.raw());
+  if (alignment % 16 == 0) f(std::integral_constant<int, kWide>{});
+  else if (alignment % 8 == 0) f(std::integral_constant<int, kHalf>{});
+  else f(std::integral_constant<int, 1>{});
+}
+
+/// Threads for rows of `pieces`.
+int threads_for(std::int64_t pieces) {
+  return static_cast<int>(std::clamp<std::int64_t>((pieces + 31) / 32, 1, 8)) * 32;
 }
 
 template <class D>
@@ -61,23 +128,38 @@ __global__ void scatter_elements(const D* dy, const std::int32_t* index, std::in
 
 void embedding(const Tensor& table, const Tensor& ids, const Tensor& out) {
   if (out.numel() == 0) return;
+  const std::int64_t width = table.size(1);
   dispatch_floating(table.dtype(), "embedding", [&](auto tag) {
     using T = typename decltype(tag)::type;
-    embedding_rows<<<blocks_for(ids.numel(), 1), 128, 0, stream_of(out)>>>(
-        pointer<T>(table), ids.data<std::int64_t>(), table.size(0), table.size(1), pointer<T>(out));
+    with_access<T>(width, {table, out}, [&](auto access) {
+      embedding_rows<access.value>
+          <<<blocks_for(ids.numel(), 1), threads_for(width / access.value), 0, stream_of(out)>>>(
+              pointer<T>(table), ids.data<std::int64_t>(), table.size(0), width, pointer<T>(out));
+    });
   });
   check_launch("embedding");
 }
 
 void embedding_backward(const Tensor& dy, const Tensor& ids, const Tensor& dtable) {
-  const std::int64_t rows = dtable.size(0), width = dtable.size(1);
+  const std::int64_t words = dtable.size(0), width = dtable.size(1);
   if (dtable.numel() == 0) return;
-  const ops::RoutingPlan sorted = ops::routing_plan(ids.view({-1, 1}).to(DType::i32), rows);
+  const ops::RoutingPlan plan = ops::routing_plan(ids.view({-1, 1}).to(DType::i32), words);
+  const SortedPositions sorted{ids.data<std::int64_t>(), plan.expert_offsets.data<std::int32_t>(),
+                               plan.pair_to_choice.data<std::int32_t>(), words};
+  const unsigned chunks = blocks_for(ids.numel(), kChunk);
+  const cudaStream_t stream = stream_of(dy);
   dispatch_floating(dy.dtype(), "embedding_backward", [&](auto tag) {
     using T = typename decltype(tag)::type;
-    embedding_sums<<<dim3(blocks_for(rows, 1), blocks_for(width, kColumns)), dim3(kColumns, kParts), 0,
-                     stream_of(dy)>>>(pointer<T>(dy), sorted.expert_offsets.data<std::int32_t>(),
-                                      sorted.pair_to_choice.data<std::int32_t>(), width, pointer<T>(dtable));
+    using A = accumulate_t<T>;
+    const Tensor partial = Tensor::empty({chunks, 2, width}, dtype_of<A>(), dy.device());
+    if (chunks > 0)
+      with_access<T>(width, {dy, dtable}, [&](auto access) {
+        sum_chunks<access.value><<<chunks, threads_for(width / access.value), 0, stream>>>(
+            sorted, pointer<T>(dy), width, pointer<A>(partial), pointer<T>(dtable));
+      });
+    check_launch("embedding_backward");
+    join_chunks<<<blocks_for(words, 1), threads_for(width), 0, stream>>>(sorted, pointer<A>(partial), width,
+                                                                         pointer<T>(dtable));
   });
   check_launch("embedding_backward");
 }

@@ -11,21 +11,17 @@ namespace switchyard::cuda {
 namespace {
 
 constexpr int kLongestRow = 8192;
+constexpr int kPerThread = 16;  // elements of a row: few threads a row mean few barriers and shuffles
+constexpr int kMaxThreads = kLongestRow / kPerThread, kMaxWarps = kMaxThreads / 32;
 
-/// How a block shares out a row: threads take pieces of kWidth neighbours in turn, up to kPerThread elements in all.
-template <int kElements, int kPieceWidth>
+/// How a block shares out a row: threads take pieces of kWidth neighbours in turn.
+template <int kPieceWidth>
 struct Spread {
-  static constexpr int kPerThread = kElements, kWidth = kPieceWidth, kPieces = kPerThread / kWidth;
+  static constexpr int kWidth = kPieceWidth, kPieces = kPerThread / kWidth;
 
   /// The row's element that this thread holds in `slot`.
   __device__ static int column(int slot) { return (slot / kWidth * blockDim.x + threadIdx.x) * kWidth + slot % kWidth; }
 };
-
-// Rows up to kShortRow take few registers a thread, longer ones fewer threads than they would need otherwise.
-constexpr int kShortRow = 2048, kShortElements = 8, kLongElements = 16;
-template <class S>
-constexpr int kMaxThreads = S::kPerThread == kShortElements ? kShortRow / kShortElements : kLongestRow / kLongElements;
-constexpr int kMaxWarps = kLongestRow / kLongElements / 32;
 
 /// One thread's share of a row, as it lies in memory: bf16 takes half the registers of its float values.
 template <class S, class D>
@@ -38,20 +34,90 @@ struct Share {
   __device__ void set(int slot, compute_t<D> value) {
     pieces[slot / S::kWidth].values[slot % S::kWidth] = convert<D>(value);
   }
-  /// Zeros stand in beyond the end of the row, and for a row that is not there.
-  __device__ void read(const D* row, int width) {
-#pragma unroll
-    for (int piece = 0; piece < S::kPieces; ++piece) {
-      const int column = S::column(piece * S::kWidth);
-      pieces[piece] =
-          row && column < width ? *reinterpret_cast<const Vector<D, S::kWidth>*>(row + column) : Vector<D, S::kWidth>{};
-    }
-  }
   __device__ void write(D* row, int width) const {
 #pragma unroll
     for (int piece = 0; piece < S::kPieces; ++piece) {
       const int column = S::column(piece * S::kWidth);
       if (column < width) *reinterpret_cast<Vector<D, S::kWidth>*>(row + column) = pieces[piece];
+    }
+  }
+};
+
+/// This thread's share of a parameter; `missing` where there is none and beyond the end.
+template <class S, class D>
+__device__ inline void read_parameter(const D* parameter, int width, compute_t<D> missing,
+                                      compute_t<D> (&values)[kPerThread]) {
+#pragma unroll
+  for (int i = 0; i < kPerThread; ++i)
+    values[i] = parameter && S::column(i) < width ? load(parameter + S::column(i)) : missing;
+}
+
+/// Starts copying kBytes from global to shared memory, or writing zeros where not valid.
+template <int kBytes>
+__device__ inline void start_copy(void* to, const void* from, bool valid) {
+  const auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(to));
+  if constexpr (kBytes == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(valid ? 16 : 0));
+  else if constexpr (kBytes >= 4)
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %3, %2;" ::"r"(address), "l"(from), "r"(valid ? kBytes : 0),
+                 "n"(kBytes));
+  else *static_cast<std::uint16_t*>(to) = valid ? *static_cast<const std::uint16_t*>(from) : std::uint16_t{0};
+}
+
+/// The next rows of several operands, and two numbers of each row, on their way into shared memory. A thread fetches
+/// and reads its own share only, so this needs no barrier; registers would have to hold what is under way.
+template <class S, class D, int kOperands>
+struct RowsAhead {
+  using A = compute_t<D>;
+  static constexpr int kStages = sizeof(D) <= 4 ? 2 : 1;  // of long rows in f64 there is room for one
+  Vector<D, S::kWidth>* pieces;                           // [stage][operand][piece][thread]
+  A* numbers;                                             // [stage][2][thread]
+
+  static std::size_t bytes(int threads) {
+    return kStages * threads * (kOperands * kPerThread * sizeof(D) + 2 * sizeof(A));
+  }
+  __device__ explicit RowsAhead(char* memory)
+      : pieces(reinterpret_cast<Vector<D, S::kWidth>*>(memory)),
+        numbers(reinterpret_cast<A*>(pieces + kStages * kOperands * S::kPieces * blockDim.x)) {}
+
+  __device__ int piece_at(int stage, int operand, int piece) const {
+    return ((stage * kOperands + operand) * S::kPieces + piece) * blockDim.x + threadIdx.x;
+  }
+  __device__ void fetch(int stage, int operand, const D* row, int width) const {
+#pragma unroll
+    for (int piece = 0; piece < S::kPieces; ++piece) {
+      const int column = S::column(piece * S::kWidth);
+      start_copy<sizeof(D) * S::kWidth>(pieces + piece_at(stage, operand, piece), row + column, column < width);
+    }
+  }
+  __device__ void fetch_number(int stage, int which, const A* number) const {
+    start_copy<sizeof(A)>(numbers + (stage * 2 + which) * blockDim.x + threadIdx.x, number, true);
+  }
+  __device__ Share<S, D> row(int stage, int operand) const {
+    Share<S, D> share;
+#pragma unroll
+    for (int piece = 0; piece < S::kPieces; ++piece) share.pieces[piece] = pieces[piece_at(stage, operand, piece)];
+    return share;
+  }
+  __device__ A number(int stage, int which) const { return numbers[(stage * 2 + which) * blockDim.x + threadIdx.x]; }
+
+  /// Calls use(row, stage) for rows b, b + grid, ... after fetch(row, stage) has been called for it and for the
+  /// kStages - 1 that follow.
+  template <class Fetch, class Use>
+  __device__ void walk(std::int64_t rows, Fetch fetch_row, Use use) const {
+    std::int64_t next = blockIdx.x;
+    const auto fetch_next = [&](int stage) {
+      if (next < rows) fetch_row(next, stage);
+      asm volatile("cp.async.commit_group;");
+      next += gridDim.x;
+    };
+    for (int stage = 0; stage < kStages - 1; ++stage) fetch_next(stage);
+    int stage = 0;
+    for (std::int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
+      fetch_next((stage + kStages - 1) % kStages);
+      asm volatile("cp.async.wait_group %0;" ::"n"(kStages - 1) : "memory");
+      use(row, stage);
+      stage = (stage + 1) % kStages;
     }
   }
 };
@@ -86,36 +152,37 @@ struct ForwardRows {
 };
 
 /// y = (s - mean) * scale * weight + bias with s = x + addend; kCentered is false for RMS norm, whose mean is 0. A
-/// block takes rows b, b + grid, ... and reads the next one while it works on the last.
+/// block takes rows b, b + grid, ... and has the next ones fetched meanwhile.
 template <bool kCentered, class S, class D>
-__global__ void __launch_bounds__(kMaxThreads<S>, 768 / kMaxThreads<S>) norm_forward(ForwardRows<D> in) {
+__global__ void __launch_bounds__(kMaxThreads) norm_forward(ForwardRows<D> in) {
   using A = compute_t<D>;
   __shared__ A scratch[2][1][kMaxWarps];
-  Share<S, D> weight, bias, next_x, next_addend;
-  weight.read(in.weight, in.width);
-  bias.read(in.bias, in.width);
-  const auto read = [&](std::int64_t row) {
-    next_x.read(row < in.rows ? in.x + row * in.width : nullptr, in.width);
-    next_addend.read(row < in.rows && in.addend ? in.addend + row * in.width : nullptr, in.width);
+  extern __shared__ __align__(16) char memory[];
+  const RowsAhead<S, D, 2> ahead(memory);
+  A weight[kPerThread], bias[kPerThread];
+  read_parameter<S>(in.weight, in.width, A(1), weight);
+  read_parameter<S>(in.bias, in.width, A(0), bias);
+  const auto fetch = [&](std::int64_t row, int stage) {
+    ahead.fetch(stage, 0, in.x + row * in.width, in.width);
+    if (in.addend) ahead.fetch(stage, 1, in.addend + row * in.width, in.width);
   };
-  read(blockIdx.x);
-  for (std::int64_t row = blockIdx.x; row < in.rows; row += gridDim.x) {
-    Share<S, D> x = next_x;
+  ahead.walk(in.rows, fetch, [&](std::int64_t row, int stage) {
+    Share<S, D> x = ahead.row(stage, 0);
     if (in.addend) {
+      const Share<S, D> addend = ahead.row(stage, 1);
 #pragma unroll
-      for (int i = 0; i < S::kPerThread; ++i) x.set(i, x[i] + next_addend[i]);
+      for (int i = 0; i < kPerThread; ++i) x.set(i, x[i] + addend[i]);
       x.write(in.sum + row * in.width, in.width);
     }
-    read(row + gridDim.x);
     A mean[1] = {}, squares[1] = {};
     if constexpr (kCentered) {
 #pragma unroll
-      for (int i = 0; i < S::kPerThread; ++i) mean[0] += x[i];
+      for (int i = 0; i < kPerThread; ++i) mean[0] += x[i];
       block_sums(mean, scratch[0]);
       mean[0] *= in.inverse_width;
     }
 #pragma unroll
-    for (int i = 0; i < S::kPerThread; ++i) {
+    for (int i = 0; i < kPerThread; ++i) {
       const A centered = S::column(i) < in.width ? x[i] - mean[0] : A(0);
       squares[0] += centered * centered;
     }
@@ -123,15 +190,12 @@ __global__ void __launch_bounds__(kMaxThreads<S>, 768 / kMaxThreads<S>) norm_for
     if constexpr (!kCentered) __syncthreads();  // before scratch[1] is written again
     const A scale = rsqrt(squares[0] * in.inverse_width + in.epsilon);
 #pragma unroll
-    for (int i = 0; i < S::kPerThread; ++i) {
-      const A normal = (x[i] - mean[0]) * scale;
-      x.set(i, (in.weight ? normal * weight[i] : normal) + bias[i]);
-    }
+    for (int i = 0; i < kPerThread; ++i) x.set(i, (x[i] - mean[0]) * scale * weight[i] + bias[i]);
     x.write(in.y + row * in.width, in.width);
-    if (threadIdx.x != 0) continue;
+    if (threadIdx.x != 0) return;
     if constexpr (kCentered) in.mean[row] = mean[0];
     in.scale[row] = scale;
-  }
+  });
 }
 
 template <class D>
@@ -148,45 +212,46 @@ struct BackwardRows {
 /// With n = (x - mean) scale and g = dy weight: dx = dsum + scale (g - mean(g) - n mean(g n)), mean(g) only if
 /// centered; dweight = sum of dy n, dbias = sum of dy over rows, which block b takes as in the forward pass.
 template <bool kCentered, class S, class D>
-__global__ void __launch_bounds__(kMaxThreads<S>, 768 / kMaxThreads<S>) norm_backward(BackwardRows<D> in) {
+__global__ void __launch_bounds__(kMaxThreads) norm_backward(BackwardRows<D> in) {
   using A = compute_t<D>;
   __shared__ A scratch[2][2][kMaxWarps];
-  A dweight[S::kPerThread] = {}, dbias[S::kPerThread] = {};
-  Share<S, D> weight, next_x, next_dy, next_dsum;
-  weight.read(in.weight, in.width);
-  A next_scale, next_mean;
-  const auto read = [&](std::int64_t row) {
-    next_x.read(row < in.rows ? in.x + row * in.width : nullptr, in.width);
-    next_dy.read(row < in.rows ? in.dy + row * in.width : nullptr, in.width);
-    next_dsum.read(row < in.rows && in.dsum ? in.dsum + row * in.width : nullptr, in.width);
-    next_scale = row < in.rows ? in.scale[row] : A(0);
-    next_mean = kCentered && row < in.rows ? in.mean[row] : A(0);
+  A dweight[kPerThread] = {}, dbias[kPerThread] = {};
+  extern __shared__ __align__(16) char memory[];
+  const RowsAhead<S, D, 3> ahead(memory);
+  A weight[kPerThread];
+  read_parameter<S>(in.weight, in.width, A(1), weight);
+  const auto fetch = [&](std::int64_t row, int stage) {
+    ahead.fetch(stage, 0, in.x + row * in.width, in.width);
+    ahead.fetch(stage, 1, in.dy + row * in.width, in.width);
+    if (in.dsum) ahead.fetch(stage, 2, in.dsum + row * in.width, in.width);
+    ahead.fetch_number(stage, 0, in.scale + row);
+    if constexpr (kCentered) ahead.fetch_number(stage, 1, in.mean + row);
   };
-  read(blockIdx.x);
   int turn = 0;
-  for (std::int64_t row = blockIdx.x; row < in.rows; row += gridDim.x, turn ^= 1) {
-    const Share<S, D> x = next_x, dy = next_dy, dsum = next_dsum;
-    const A scale = next_scale, mean = next_mean;
-    read(row + gridDim.x);
-    A n[S::kPerThread], g[S::kPerThread], sums[2] = {};  // of g n, and of g
+  ahead.walk(in.rows, fetch, [&](std::int64_t row, int stage) {
+    const Share<S, D> x = ahead.row(stage, 0), dy = ahead.row(stage, 1);
+    Share<S, D> dx{};
+    if (in.dsum) dx = ahead.row(stage, 2);
+    const A scale = ahead.number(stage, 0), mean = kCentered ? ahead.number(stage, 1) : A(0);
+    A n[kPerThread], g[kPerThread], sums[2] = {};  // of g n, and of g
 #pragma unroll
-    for (int i = 0; i < S::kPerThread; ++i) {
-      n[i] = S::column(i) < in.width ? (x[i] - mean) * scale : A(0);
-      g[i] = in.weight ? dy[i] * weight[i] : dy[i];
+    for (int i = 0; i < kPerThread; ++i) {
+      n[i] = (x[i] - mean) * scale;  // beyond the end dy is 0, so n does not matter
+      g[i] = dy[i] * weight[i];
       dweight[i] += dy[i] * n[i];
       dbias[i] += dy[i];
       sums[0] += g[i] * n[i];
       sums[1] += g[i];
     }
     block_sums(sums, scratch[turn]);
+    turn ^= 1;
     const A mean_gn = sums[0] * in.inverse_width, mean_g = kCentered ? sums[1] * in.inverse_width : A(0);
-    Share<S, D> dx;
 #pragma unroll
-    for (int i = 0; i < S::kPerThread; ++i) dx.set(i, dsum[i] + scale * (g[i] - mean_g - n[i] * mean_gn));
+    for (int i = 0; i < kPerThread; ++i) dx.set(i, dx[i] + scale * (g[i] - mean_g - n[i] * mean_gn));
     dx.write(in.dx + row * in.width, in.width);
-  }
+  });
 #pragma unroll
-  for (int i = 0; i < S::kPerThread; ++i) {
+  for (int i = 0; i < kPerThread; ++i) {
     const std::int64_t at = static_cast<std::int64_t>(blockIdx.x) * in.width + S::column(i);
     if (S::column(i) >= in.width) continue;
     if (in.dweight) in.dweight[at] = dweight[i];
@@ -223,22 +288,18 @@ void with_spread(const char* op, std::int64_t width, std::initializer_list<Tenso
   std::uintptr_t alignment = static_cast<std::uintptr_t>(width) * sizeof(T);
   for (const Tensor& t : operands)
     if (t.defined()) alignment |= reinterpret_cast<std::uintptr_t>(t.raw());
-  const auto with_access = [&](auto bytes) {
-    constexpr int kWidth = bytes.value / sizeof(T);
-    const auto threads = [&](int elements) { return static_cast<int>(blocks_for(width, 32 * elements)) * 32; };
-    if (width <= kShortRow) f(Spread<kShortElements, kWidth>{}, threads(kShortElements));
-    else f(Spread<kLongElements, kWidth>{}, threads(kLongElements));
-  };
-  if (alignment % 16 == 0) with_access(std::integral_constant<int, 16>{});
-  else if (alignment % 8 == 0) with_access(std::integral_constant<int, 8>{});
-  else with_access(std::integral_constant<int, sizeof(T)>{});
+  const int threads = static_cast<int>(blocks_for(width, 32 * kPerThread)) * 32;
+  if (alignment % 16 == 0) f(Spread<16 / sizeof(T)>{}, threads);
+  else if (alignment % 8 == 0) f(Spread<8 / sizeof(T)>{}, threads);
+  else f(Spread<1>{}, threads);
 }
 
 /// As many blocks as run at once, at most one a row.
 template <class Kernel>
-unsigned resident_blocks(Kernel kernel, int threads, std::int64_t rows, const Context& ctx) {
+unsigned resident_blocks(Kernel kernel, int threads, std::size_t shared, std::int64_t rows, const Context& ctx) {
   int per_multiprocessor = 0;
-  check_cuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_multiprocessor, kernel, threads, 0), "occupancy");
+  allow_shared_memory(kernel, shared);
+  check_cuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_multiprocessor, kernel, threads, shared), "occupancy");
   return static_cast<unsigned>(std::min<std::int64_t>(rows, per_multiprocessor * ctx.multiprocessors));
 }
 
@@ -263,7 +324,8 @@ void forward(const char* op, const Tensor& x, const Tensor& addend, const Tensor
                                         static_cast<int>(x.size(1))};
     with_spread<T>(op, rows.width, {x, addend, weight, bias, sum, y}, [&](auto spread, int threads) {
       const auto kernel = norm_forward<kCentered, decltype(spread), device_t<T>>;
-      kernel<<<resident_blocks(kernel, threads, rows.rows, ctx), threads, 0, ctx.stream>>>(rows);
+      const std::size_t shared = RowsAhead<decltype(spread), device_t<T>, 2>::bytes(threads);
+      kernel<<<resident_blocks(kernel, threads, shared, rows.rows, ctx), threads, shared, ctx.stream>>>(rows);
     });
   });
   check_launch(op);
@@ -279,7 +341,8 @@ void backward(const char* op, const Tensor& dy, const Tensor& x, const Tensor& w
     using A = accumulate_t<T>;
     with_spread<T>(op, width, {dy, x, dsum, weight, dx}, [&](auto spread, int threads) {
       const auto kernel = norm_backward<kCentered, decltype(spread), device_t<T>>;
-      const unsigned blocks = resident_blocks(kernel, threads, x.size(0), ctx);
+      const std::size_t shared = RowsAhead<decltype(spread), device_t<T>, 3>::bytes(threads);
+      const unsigned blocks = resident_blocks(kernel, threads, shared, x.size(0), ctx);
       const auto partial = [&](const Tensor& sum) {
         return sum.defined() ? Tensor::empty({blocks, width}, dtype_of<A>(), x.device()) : Tensor{};
       };
@@ -290,7 +353,7 @@ void backward(const char* op, const Tensor& dy, const Tensor& x, const Tensor& w
                                            pointer<T>(dx),      pointer<A>(dweights),
                                            pointer<A>(dbiases), A(1) / static_cast<A>(width),
                                            x.size(0),           static_cast<int>(width)};
-      kernel<<<blocks, threads, 0, ctx.stream>>>(rows);
+      kernel<<<blocks, threads, shared, ctx.stream>>>(rows);
       check_launch(op);
       if (dweight.defined() || dbias.defined())
         sum_rows<<<dim3(blocks_for(width, kColumns), 2), dim3(kColumns, kRowGroups), 0, ctx.stream>>>(

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 
+#include "core/merged_axes.h"
 #include "core/parallel.h"
 #include "core/tensor.h"
 
@@ -18,31 +19,10 @@ class StridedLoop {
   using Offsets = std::array<std::int64_t, N>;
 
   StridedLoop(const Shape& sizes, const std::array<Shape, N>& strides) : numel_(sizes.numel()) {
-    Shape axes;
-    for (std::int64_t i = 0; i < sizes.rank(); ++i)
-      if (sizes[i] != 1) axes.push_back(i);
-    std::stable_sort(axes.begin(), axes.end(), [&](std::int64_t a, std::int64_t b) {
-      for (std::size_t n = 0; n < N; ++n)
-        if (strides[n][a] != strides[n][b]) return strides[n][a] > strides[n][b];
-      return false;
-    });
-    for (const std::int64_t axis : axes) {
-      Offsets step;
-      for (std::size_t n = 0; n < N; ++n) step[n] = strides[n][axis];
-      bool merges = !sizes_.empty();
-      for (std::size_t n = 0; merges && n < N; ++n) merges = steps_.back()[n] == step[n] * sizes[axis];
-      if (merges) {
-        sizes_.back() *= sizes[axis];
-        steps_.back() = step;
-      } else {
-        sizes_.push_back(sizes[axis]);
-        steps_.push_back(step);
-      }
-    }
-    if (sizes_.empty()) {
-      sizes_.push_back(1);
-      steps_.push_back(Offsets{});
-    }
+    MergedAxes<N> merged = merge_axes<N>(sizes, strides, true);
+    if (merged.sizes.empty()) merged.append(1, Offsets{});
+    sizes_ = std::move(merged.sizes);
+    steps_ = std::move(merged.strides);
   }
 
   std::int64_t numel() const { return numel_; }

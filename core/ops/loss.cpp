@@ -22,7 +22,7 @@ void check_targets(const char* op, const Tensor& rows, const Tensor& targets) {
         targets.device());
 }
 
-void check_projection(const Tensor& x, const Tensor& w, const Tensor& bias, std::int64_t rows_per_chunk) {
+void check_projection(const Tensor& x, const Tensor& w, const Tensor& bias) {
   constexpr const char* op = "linear_cross_entropy";
   check(x.defined() && w.defined(), op, ": an undefined tensor");
   check(is_floating(x.dtype()), op, ": expected a floating dtype (f32, f64, bf16), got ", x.dtype());
@@ -35,7 +35,12 @@ void check_projection(const Tensor& x, const Tensor& w, const Tensor& bias, std:
           ": expected bias ", Shape{w.size(0)}, " of ", x.dtype(), " on ", x.device(), ", got ", bias.shape(), " of ",
           bias.dtype(), " on ", bias.device());
   }
-  check(rows_per_chunk >= 1, op, ": rows_per_chunk is ", rows_per_chunk, ", expected at least 1");
+}
+
+/// As many whole groups of 256 rows, a multiple of every product's tile, as have at most 2^25 logits; at least one.
+std::int64_t default_chunk(std::int64_t classes) {
+  constexpr std::int64_t kLogits = std::int64_t{1} << 25, kGroup = 256;
+  return std::max<std::int64_t>(1, kLogits / kGroup / std::max<std::int64_t>(classes, 1)) * kGroup;
 }
 
 }  // namespace
@@ -72,10 +77,12 @@ CrossEntropyResult cross_entropy(const Tensor& logits, const Tensor& targets, st
 
 LinearCrossEntropyResult linear_cross_entropy(const Tensor& x, const Tensor& w, const Tensor& bias,
                                               const Tensor& targets, std::int64_t ignore_index, bool gradients_wanted,
-                                              std::int64_t rows_per_chunk) {
-  check_projection(x, w, bias, rows_per_chunk);
+                                              std::optional<std::int64_t> chunk) {
+  check_projection(x, w, bias);
   check_targets("linear_cross_entropy", x, targets);
-  const std::int64_t n = x.size(0), classes = w.size(0), longest = std::min(n, rows_per_chunk);
+  const std::int64_t n = x.size(0), classes = w.size(0);
+  const std::int64_t rows_per_chunk = chunk.value_or(default_chunk(classes)), longest = std::min(n, rows_per_chunk);
+  check(rows_per_chunk >= 1, "linear_cross_entropy: rows_per_chunk is ", rows_per_chunk, ", expected at least 1");
   const DType dtype = x.dtype(), compute = compute_dtype(dtype);
   const Device device = x.device();
   const Tensor dense_targets = targets.contiguous();

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <optional>
+
 #include "core/tensor.h"
 
 namespace switchyard::ops {
@@ -20,11 +22,12 @@ struct LinearCrossEntropyResult {
   Tensor loss;           ///< rank 0, compute dtype: mean over the rows whose target is not ignore_index
   Tensor dx, dw, dbias;  ///< gradients of loss; undefined unless wanted (dbias also where bias is undefined)
 };
-/// Mean cross-entropy of the logits x w^T + bias, taken `rows_per_chunk` rows at a time, so that the logits of the
-/// whole batch never exist at once. x [n, d], w [V, d], bias [V] or undefined, targets i64 [n]. With
-/// gradients_wanted the gradients are computed on the way, chunk by chunk, which costs no second product for logits.
+/// Mean cross-entropy of the logits x w^T + bias, taken `rows_per_chunk` rows at a time (by default as many as have
+/// 2^25 logits, 128 MiB in f32), so that the logits of the whole batch never exist at once. x [n, d], w [V, d], bias
+/// [V] or undefined, targets i64 [n]. With gradients_wanted the gradients are computed on the way, chunk by chunk,
+/// which costs no second product for logits.
 LinearCrossEntropyResult linear_cross_entropy(const Tensor& x, const Tensor& w, const Tensor& bias,
                                               const Tensor& targets, std::int64_t ignore_index, bool gradients_wanted,
-                                              std::int64_t rows_per_chunk = 1024);
+                                              std::optional<std::int64_t> rows_per_chunk = {});
 
 }  // namespace switchyard::ops
