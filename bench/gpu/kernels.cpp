@@ -14,11 +14,14 @@ namespace {
 constexpr std::int64_t kTokens = 64 * 512, kWidth = 1024, kVocabulary = 8000;
 constexpr double kActivationBytes = 2.0 * kTokens * kWidth;
 
-struct TwoTensors {
-  Tensor first, second;
+struct Operands {
+  Tensor first, second, third;
 };
 
-TwoTensors two_activations() { return {random_tensor({kTokens, kWidth}), random_tensor({kTokens, kWidth})}; }
+Operands three_activations() {
+  const auto one = [] { return random_tensor({kTokens, kWidth}); };
+  return {one(), one(), one()};
+}
 
 Row gemm(std::int64_t outputs, bool with_bias) {
   const Tensor x = random_tensor({kTokens, kWidth}), w = random_tensor({outputs, kWidth});
@@ -28,22 +31,28 @@ Row gemm(std::int64_t outputs, bool with_bias) {
           .flops = 2.0 * kTokens * kWidth * static_cast<double>(outputs)};
 }
 
-Row norm_forward(bool rms) {
+/// With `residual`, of the sum of two activations, which is a result too.
+Row norm_forward(bool rms, bool residual) {
   const Tensor weight = random_tensor({kWidth}), bias = random_tensor({kWidth});
-  const auto call = [&](const TwoTensors& in) {
-    if (rms) ops::rms_norm(in.first, weight, 1e-6);
-    else ops::layer_norm(in.first, weight, bias, 1e-5);
+  const auto call = [&](const Operands& in) {
+    const Tensor addend = residual ? in.second : Tensor();
+    if (rms) ops::rms_norm(in.first, weight, 1e-6, addend);
+    else ops::layer_norm(in.first, weight, bias, 1e-5, addend);
   };
-  return {.ms = rotating_ms(2 * kActivationBytes, two_activations, call), .bytes = 2 * kActivationBytes};
+  return {.ms = rotating_ms(2 * kActivationBytes, three_activations, call),
+          .bytes = (residual ? 4 : 2) * kActivationBytes};
 }
 
-Row norm_backward(bool rms) {
+/// With `residual`, added to the gradient that reaches the sum on other ways.
+Row norm_backward(bool rms, bool residual) {
   const Tensor weight = random_tensor({kWidth}), statistic = Tensor::ones({kTokens}, DType::f32);
-  const auto call = [&](const TwoTensors& in) {
-    if (rms) ops::rms_norm_backward(in.first, in.second, weight, statistic);
-    else ops::layer_norm_backward(in.first, in.second, weight, true, statistic, statistic);
+  const auto call = [&](const Operands& in) {
+    const Tensor dsum = residual ? in.third : Tensor();
+    if (rms) ops::rms_norm_backward(in.first, in.second, weight, statistic, dsum);
+    else ops::layer_norm_backward(in.first, in.second, weight, true, statistic, statistic, dsum);
   };
-  return {.ms = rotating_ms(2 * kActivationBytes, two_activations, call), .bytes = 3 * kActivationBytes};
+  return {.ms = rotating_ms(2 * kActivationBytes, three_activations, call),
+          .bytes = (residual ? 4 : 3) * kActivationBytes};
 }
 
 Row fused_loss() {
@@ -60,9 +69,9 @@ Row fused_loss() {
 }
 
 Row embedding(bool backward) {
-  const auto make = [] { return TwoTensors{random_tensor({kTokens, kWidth}), random_ids({kTokens}, kVocabulary)}; };
+  const auto make = [] { return Operands{random_tensor({kTokens, kWidth}), random_ids({kTokens}, kVocabulary), {}}; };
   const Tensor table = random_tensor({kVocabulary, kWidth});
-  const auto call = [&](const TwoTensors& in) {
+  const auto call = [&](const Operands& in) {
     if (backward) ops::embedding_backward(in.first, in.second, kVocabulary);
     else ops::embedding(table, in.second);
   };
@@ -117,10 +126,14 @@ Row routing_plan(std::int64_t slots, std::int64_t experts, std::int64_t k) {
 std::vector<Benchmark> kernel_benchmarks() {
   return {{"gemm_1024x4096", [] { return gemm(4096, false); }},
           {"gemm_bias_1024x4096", [] { return gemm(4096, true); }},
-          {"layer_norm_forward", [] { return norm_forward(false); }},
-          {"layer_norm_backward", [] { return norm_backward(false); }},
-          {"rms_norm_forward", [] { return norm_forward(true); }},
-          {"rms_norm_backward", [] { return norm_backward(true); }},
+          {"layer_norm_forward", [] { return norm_forward(false, false); }},
+          {"layer_norm_backward", [] { return norm_backward(false, false); }},
+          {"rms_norm_forward", [] { return norm_forward(true, false); }},
+          {"rms_norm_backward", [] { return norm_backward(true, false); }},
+          {"layer_norm_residual_forward", [] { return norm_forward(false, true); }},
+          {"layer_norm_residual_backward", [] { return norm_backward(false, true); }},
+          {"rms_norm_residual_forward", [] { return norm_forward(true, true); }},
+          {"rms_norm_residual_backward", [] { return norm_backward(true, true); }},
           {"linear_cross_entropy_8000", [] { return fused_loss(); }},
           {"embedding_forward_8000", [] { return embedding(false); }},
           {"embedding_backward_8000", [] { return embedding(true); }},
