@@ -69,6 +69,22 @@ TEST(CudaTraining, FollowsTheCpuStepByStep) {
     }
 }
 
+TEST(CudaTraining, ASeedGivesTheSameInitialWeights) {
+  SKIP_WITHOUT_GPU();
+  const auto weights = [](Device device) {
+    Generator generator(5);
+    set_default_device(device);
+    const auto model = moe::build_language_model(small_model(moe::PositionKind::xl), generator);
+    set_default_device(Device::cpu());
+    return model->parameters();
+  };
+  const Variables cpu = weights(Device::cpu()), gpu = weights(Device::cuda());
+  for (std::size_t i = 0; i < cpu.size(); ++i) {
+    EXPECT_EQ(gpu[i].device(), Device::cuda());
+    EXPECT_EQ(gpu[i].data().to_vector<float>(), cpu[i].data().to_vector<float>());
+  }
+}
+
 TEST(CudaTraining, LearnsInBf16AndRepeatsItself) {
   SKIP_WITHOUT_GPU();
   const auto config = small_model(moe::PositionKind::rope);
