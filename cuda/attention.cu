@@ -55,7 +55,7 @@ __global__ void forward(AttentionProblem<D> p, Heads<D> out, compute_t<D>* log_n
     const int j = j0 + lane;
     const bool seen = p.visible(b, i, j);
     const A logit = seen ? p.logit(b, h, i, j) : -A(INFINITY);
-    const A next = max(largest, warp_reduce(logit, Max{}));
+    const A next = Max{}(warp_reduce(logit, Max{}), largest);
     if (next == -A(INFINITY)) continue;
     const A correction = exp(largest - next);
     A weight = seen ? exp(logit - next) : A(0);
@@ -82,7 +82,7 @@ __global__ void probabilities(AttentionProblem<D> p, compute_t<D>* out) {
   for (int j = lane; j < p.keys; j += 32) {
     const A logit = p.visible(b, i, j) ? p.logit(b, h, i, j) : -A(INFINITY);
     out[j] = logit;
-    largest = max(largest, logit);
+    largest = Max{}(logit, largest);
   }
   largest = warp_reduce(largest, Max{});
   const A shift = largest == -A(INFINITY) ? A(0) : largest;

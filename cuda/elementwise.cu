@@ -164,6 +164,11 @@ void binary(Binary op, const Tensor& a, const Tensor& b, const Tensor& out) {
 }
 
 void affine(const Tensor& x, double scale, double shift, const Tensor& out) {
+  if (!is_floating(x.dtype())) {  // rare and small, as below
+    const Tensor wide = x.to(DType::f64);
+    map<double, double>("affine", Affine{scale, shift}, wide, wide);
+    return copy(wide, out);
+  }
   dispatch_floating(x.dtype(), "affine", [&](auto tag) {
     using T = typename decltype(tag)::type;
     map<T, T>("affine", Affine{scale, shift}, out, x);

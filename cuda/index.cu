@@ -10,16 +10,23 @@
 namespace switchyard::cuda {
 namespace {
 
+/// What an id outside the table gives: NaN, or 0 where there is none.
+template <class D>
+__device__ D missing() {
+  if constexpr (std::is_integral_v<D>) return 0;
+  else return convert<D>(compute_t<D>(NAN));
+}
+
 template <int kWidth, class D>
 __global__ void embedding_rows(const D* table, const std::int64_t* ids, std::int64_t rows, std::int64_t width, D* out) {
   using Piece = Vector<D, kWidth>;
   const std::int64_t id = ids[blockIdx.x];
   const bool valid = id >= 0 && id < rows;
-  Piece missing;
-  for (D& value : missing.values) value = convert<D>(compute_t<D>(NAN));
+  Piece none;
+  for (D& value : none.values) value = missing<D>();
   for (std::int64_t i = threadIdx.x * kWidth; i < width; i += blockDim.x * kWidth)
     *reinterpret_cast<Piece*>(out + blockIdx.x * width + i) =
-        valid ? *reinterpret_cast<const Piece*>(table + id * width + i) : missing;
+        valid ? *reinterpret_cast<const Piece*>(table + id * width + i) : none;
 }
 
 constexpr int kChunk = 32;  // positions
@@ -129,7 +136,7 @@ __global__ void scatter_elements(const D* dy, const std::int32_t* index, std::in
 void embedding(const Tensor& table, const Tensor& ids, const Tensor& out) {
   if (out.numel() == 0) return;
   const std::int64_t width = table.size(1);
-  dispatch_floating(table.dtype(), "embedding", [&](auto tag) {
+  dispatch_all(table.dtype(), "embedding", [&](auto tag) {
     using T = typename decltype(tag)::type;
     with_access<T>(width, {table, out}, [&](auto access) {
       embedding_rows<access.value>
@@ -166,7 +173,7 @@ void embedding_backward(const Tensor& dy, const Tensor& ids, const Tensor& dtabl
 
 void gather_last(const Tensor& x, const Tensor& index, const Tensor& out) {
   if (out.numel() == 0) return;
-  dispatch_floating(x.dtype(), "gather_last", [&](auto tag) {
+  dispatch_all(x.dtype(), "gather_last", [&](auto tag) {
     using T = typename decltype(tag)::type;
     gather_elements<<<blocks_for(out.numel(), kThreads), kThreads, 0, stream_of(x)>>>(
         pointer<T>(x), index.data<std::int32_t>(), out.numel(), x.size(1), out.size(1), pointer<T>(out));

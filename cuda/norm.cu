@@ -3,6 +3,7 @@
 // and writes dx once; it keeps the sums for weight and bias in registers: a block walks over many rows and leaves one
 // row of partial sums, which a second small kernel adds in order.
 
+#include "core/kernels/copy.h"
 #include "core/kernels/norm.h"
 #include "cuda/device/reduce.cuh"
 #include "cuda/launch.cuh"
@@ -303,9 +304,27 @@ unsigned resident_blocks(Kernel kernel, int threads, std::size_t shared, std::in
   return static_cast<unsigned>(std::min<std::int64_t>(rows, per_multiprocessor * ctx.multiprocessors));
 }
 
+// The kernels take operands of one dtype. Parameters of another than the activations' are rare: all is converted.
+bool differs(const Tensor& parameter, const Tensor& x) { return parameter.defined() && parameter.dtype() != x.dtype(); }
+Tensor converted(const Tensor& x, DType dtype) { return x.defined() ? x.to(dtype) : x; }
+Tensor result(const Tensor& out, DType dtype) {
+  return out.defined() ? Tensor::empty(out.shape(), dtype, out.device()) : out;
+}
+void give_back(const Tensor& result, const Tensor& out) {
+  if (out.defined()) copy(result, out);
+}
+
 template <bool kCentered>
 void forward(const char* op, const Tensor& x, const Tensor& addend, const Tensor& weight, const Tensor& bias,
              double epsilon, const Tensor& sum, const Tensor& y, const Tensor& mean, const Tensor& scale) {
+  if (differs(weight, x) || differs(bias, x)) {
+    const DType wide = scale.dtype();
+    const Tensor wide_sum = result(sum, wide), wide_y = result(y, wide);
+    forward<kCentered>(op, x.to(wide), converted(addend, wide), converted(weight, wide), converted(bias, wide), epsilon,
+                       wide_sum, wide_y, mean, scale);
+    give_back(wide_sum, sum);
+    return give_back(wide_y, y);
+  }
   const Context& ctx = context(x.device());
   dispatch_floating(x.dtype(), op, [&](auto tag) {
     using T = typename decltype(tag)::type;
@@ -334,6 +353,15 @@ void forward(const char* op, const Tensor& x, const Tensor& addend, const Tensor
 template <bool kCentered>
 void backward(const char* op, const Tensor& dy, const Tensor& x, const Tensor& weight, const Tensor& mean,
               const Tensor& scale, const Tensor& dsum, const Tensor& dx, const Tensor& dweight, const Tensor& dbias) {
+  if (differs(weight, x) || differs(dbias, x)) {
+    const DType wide = scale.dtype();
+    const Tensor wide_dx = result(dx, wide), wide_dweight = result(dweight, wide), wide_dbias = result(dbias, wide);
+    backward<kCentered>(op, dy.to(wide), x.to(wide), converted(weight, wide), mean, scale, converted(dsum, wide),
+                        wide_dx, wide_dweight, wide_dbias);
+    give_back(wide_dx, dx);
+    give_back(wide_dweight, dweight);
+    return give_back(wide_dbias, dbias);
+  }
   const Context& ctx = context(x.device());
   const std::int64_t width = x.size(1);
   dispatch_floating(x.dtype(), op, [&](auto tag) {

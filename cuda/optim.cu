@@ -77,7 +77,7 @@ struct AdamWEntry {
   W* weights;
   const G* gradient;
   W *first_moment, *second_moment;
-  G* rounded;  // the bf16 parameter of a master copy, else null
+  __nv_bfloat16* rounded;  // the parameter of a master copy, else null
   double weight_decay;
   bool aligned;
 };
@@ -109,7 +109,7 @@ __global__ void adamw_pieces(Table<AdamWEntry<W, G>> table, const AdamWStep* ste
     const auto gradients = vector_at<kWidth>(entry.gradient, i);
     auto weights = vector_at<kWidth>(entry.weights, i);
     auto first = vector_at<kWidth>(entry.first_moment, i), second = vector_at<kWidth>(entry.second_moment, i);
-    Vector<G, kWidth> rounded;
+    Vector<__nv_bfloat16, kWidth> rounded;
 #pragma unroll
     for (int j = 0; j < kWidth; ++j) {
       const W g = static_cast<W>(load(&gradients.values[j])) * scale;
@@ -117,7 +117,7 @@ __global__ void adamw_pieces(Table<AdamWEntry<W, G>> table, const AdamWStep* ste
       m = m + rest1 * (g - m);
       v = decay2 * v + rest2 * g * g;
       w = w * keep - step_size * (m / (sqrt(v) * inverse_root + small));
-      rounded.values[j] = convert<G>(w);
+      rounded.values[j] = convert<__nv_bfloat16>(w);
     }
     vector_at<kWidth>(entry.first_moment, i) = first;
     vector_at<kWidth>(entry.second_moment, i) = second;
@@ -132,7 +132,7 @@ struct SgdEntry {
   W* weights;
   const G* gradient;
   W* momentum;
-  G* rounded;
+  __nv_bfloat16* rounded;
   double weight_decay;
 };
 
@@ -149,7 +149,7 @@ __global__ void sgd_pieces(Table<SgdEntry<W, G>> table, const double* learning_r
     if (entry.momentum) entry.momentum[i] = v = static_cast<W>(momentum) * entry.momentum[i] + v;
     const W w = entry.weights[i] - rate * v;
     entry.weights[i] = w;
-    if (entry.rounded) entry.rounded[i] = convert<G>(w);
+    if (entry.rounded) entry.rounded[i] = convert<__nv_bfloat16>(w);
   }
 }
 
@@ -228,7 +228,7 @@ void adamw(const std::vector<ops::AdamWSlot>& slots, const Tensor& learning_rate
             pointer<T>(slot.gradient),
             pointer<W>(slot.first_moment),
             pointer<W>(slot.second_moment),
-            master ? pointer<T>(slot.parameter) : nullptr,
+            master ? pointer<bfloat16>(slot.parameter) : nullptr,
             slot.weight_decay,
             all_aligned({slot.parameter, slot.master, slot.gradient, slot.first_moment, slot.second_moment})};
       };
@@ -252,7 +252,7 @@ void sgd(const std::vector<ops::SgdSlot>& slots, const Tensor& learning_rate, co
         const bool master = slot.master.defined();
         return SgdEntry<W, G>{
             slot.parameter.numel(),    pointer<W>(master ? slot.master : slot.parameter), pointer<T>(slot.gradient),
-            pointer<W>(slot.momentum), master ? pointer<T>(slot.parameter) : nullptr,     slot.weight_decay};
+            pointer<W>(slot.momentum), master ? pointer<bfloat16>(slot.parameter) : nullptr,     slot.weight_decay};
       };
       for_tables<SgdEntry<W, G>>(chosen, to_entry, [&](const auto& table, unsigned pieces) {
         sgd_pieces<<<pieces, kThreads, 0, stream>>>(table, learning_rate.data<double>(), optional(gradient_scale),

@@ -186,7 +186,7 @@ void reduce(Reduction op, const Tensor& x, const Tensor& out) {
 
 void argmax(const Tensor& x, const Tensor& out) {
   if (out.numel() == 0) return;
-  dispatch_floating(x.dtype(), "argmax", [&](auto tag) {
+  dispatch_all(x.dtype(), "argmax", [&](auto tag) {
     using T = typename decltype(tag)::type;
     const Tensor dense = x.contiguous();
     argmax_rows<<<blocks_for(out.numel(), 1), 32, 0, stream_of(x)>>>(pointer<T>(dense), x.size(-1),

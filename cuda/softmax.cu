@@ -33,15 +33,15 @@ __global__ void forward_rows(const D* x, std::int64_t width, D* y) {
   const A largest = row_max<D, A>(row, width, scratch);
   const A shift = largest == -A(INFINITY) ? A(0) : largest;  // a row of -inf throughout
   const A sum = row_sum<A>(width, scratch, [&](std::int64_t i) { return exp(load(row + i) - shift); });
-  const A log_sum = shift + log(sum);
   if constexpr (kind == Kind::logsumexp) {
-    if (threadIdx.x == 0) y[blockIdx.x] = convert<D>(log_sum);
+    if (threadIdx.x == 0) y[blockIdx.x] = convert<D>(largest == A(INFINITY) ? largest : shift + log(sum));
     return;
   }
-  const A inverse = sum == A(0) ? A(0) : A(1) / sum;
+  // Of a row that is -inf throughout every probability is 0.
+  const A inverse = sum == A(0) ? A(0) : A(1) / sum, log_sum = sum == A(0) ? A(0) : log(sum);
   for (std::int64_t i = threadIdx.x; i < width; i += blockDim.x) {
-    const A value = load(row + i);
-    y[blockIdx.x * width + i] = convert<D>(kind == Kind::softmax ? exp(value - shift) * inverse : value - log_sum);
+    const A value = load(row + i) - shift;
+    y[blockIdx.x * width + i] = convert<D>(kind == Kind::softmax ? exp(value) * inverse : value - log_sum);
   }
 }
 

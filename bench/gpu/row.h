@@ -42,16 +42,21 @@ double peak_mib();
 /// Time of dense products [n, k] x [k, m], for each (k, m); with both gradients if `training`.
 double dense_ms(std::int64_t n, const std::vector<std::pair<std::int64_t, std::int64_t>>& products, bool training);
 
-/// Median time of call(operands), where each call finds other operands than the one before: so many sets that together
-/// they do not fit the L2 cache. make() makes one set, of about `bytes` bytes.
+/// Median time of call(operands) in a row of calls, so that launching hides behind running. Each call finds other
+/// operands than the one before: so many sets that together they do not fit the L2 cache. make() makes one set, of
+/// about `bytes` bytes.
 template <class Make, class Call>
 double rotating_ms(double bytes, Make make, Call call) {
   constexpr double kFarMoreThanL2 = 200e6;
+  constexpr int kCalls = 8;
   const auto count = static_cast<std::size_t>(std::clamp(kFarMoreThanL2 / bytes, 1.0, 24.0));
   std::vector<decltype(make())> sets;
   for (std::size_t i = 0; i < count; ++i) sets.push_back(make());
   std::size_t next = 0;
-  return median_ms([&] { call(sets[next++ % count]); });
+  const auto calls = [&] {
+    for (int i = 0; i < kCalls; ++i) call(sets[next++ % count]);
+  };
+  return median_ms(calls) / kCalls;
 }
 
 }  // namespace switchyard::bench

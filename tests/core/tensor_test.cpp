@@ -4,6 +4,7 @@
 
 #include "core/parallel.h"
 #include "tests/support/close.h"
+#include "tests/support/device.h"
 #include "tests/support/tensors.h"
 
 namespace switchyard {
@@ -57,11 +58,13 @@ TEST(Tensor, MemoryIsCounted) {
 
 TEST(Tensor, Prints) {
   EXPECT_EQ(Tensor().to_string(), "Tensor(undefined)");
-  EXPECT_EQ(Tensor::from<float>({1, 2.5f, -3}, {3}).to_string(), "Tensor(f32 [3] [1, 2.5, -3])");
-  EXPECT_EQ(Tensor::from<std::int64_t>({1, 2, 3, 4}, {2, 2}).to_string(), "Tensor(i64 [2, 2] [[1, 2], [3, 4]])");
-  EXPECT_EQ(Tensor::arange(100).to_string(), "Tensor(i64 [100] [0, 1, 2, ..., 97, 98, 99])");
-  EXPECT_EQ(Tensor::scalar(1, DType::boolean).to_string(), "Tensor(bool [] 1)");
-  EXPECT_EQ(Tensor::zeros({0, 2}).to_string(), "Tensor(f32 [0, 2] [])");
+  const std::string place = default_device().is_cuda() ? text_of(default_device()) + " " : "";
+  EXPECT_EQ(Tensor::from<float>({1, 2.5f, -3}, {3}).to_string(), "Tensor(f32 [3] " + place + "[1, 2.5, -3])");
+  EXPECT_EQ(Tensor::from<std::int64_t>({1, 2, 3, 4}, {2, 2}).to_string(),
+            "Tensor(i64 [2, 2] " + place + "[[1, 2], [3, 4]])");
+  EXPECT_EQ(Tensor::arange(100).to_string(), "Tensor(i64 [100] " + place + "[0, 1, 2, ..., 97, 98, 99])");
+  EXPECT_EQ(Tensor::scalar(1, DType::boolean).to_string(), "Tensor(bool [] " + place + "1)");
+  EXPECT_EQ(Tensor::zeros({0, 2}).to_string(), "Tensor(f32 [0, 2] " + place + "[])");
 }
 
 TEST(Tensor, Errors) {

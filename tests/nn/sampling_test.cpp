@@ -136,7 +136,7 @@ TEST(Generate, looks_back_no_further_than_the_context) {
   std::set<std::int64_t> seen(text.begin(), text.end());
   EXPECT_LE(seen.size(), 13u);
   EXPECT_ERROR(generate(*model, {}, options, generator), "generate: the prompt needs at least one token");
-  EXPECT_ERROR(generate(*model, {13}, options, generator), "embedding");
+  EXPECT_ERROR(generate(*model, {13}, options, generator), default_device().is_cuda() ? "a logit is NaN" : "embedding");
 }
 
 }  // namespace
