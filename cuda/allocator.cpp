@@ -278,9 +278,15 @@ void* allocate(std::size_t bytes, Device device) {
 
 void deallocate(void* data, std::size_t, Device device) noexcept { arena(device).deallocate(data); }
 
-MemoryStatistics memory_statistics(Device device) { return arena(device).statistics(); }
+MemoryStatistics memory_statistics(Device device) {
+  context(device);  // throws where there is no such GPU
+  return arena(device).statistics();
+}
 
-void reset_peak_memory(Device device) { arena(device).reset_peak(); }
+void reset_peak_memory(Device device) {
+  context(device);
+  arena(device).reset_peak();
+}
 
 void begin_recording(Device device) { arena(device).begin_recording(); }
 std::size_t end_recording(Device device) { return arena(device).end_recording(); }
