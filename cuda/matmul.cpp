@@ -36,12 +36,12 @@ struct Problem {
   std::int64_t m, n, k, batch;
   Matrix a, b;
   std::int64_t out_leading, out_batch_stride;
-  bool bias, accumulates;
+  bool bias, relu, accumulates;
   std::uint32_t alignment;  // that all operands have, in bytes, at most 16
 
   auto key() const {
     return std::tuple(device, dtype, out_dtype, m, n, k, batch, a.transposed, a.leading, a.batch_stride, b.transposed,
-                      b.leading, b.batch_stride, out_leading, out_batch_stride, bias, accumulates, alignment);
+                      b.leading, b.batch_stride, out_leading, out_batch_stride, bias, relu, accumulates, alignment);
   }
 };
 
@@ -65,10 +65,10 @@ class Plan {
                  "matmul: cublasLtMatmulDescCreate");
     set(CUBLASLT_MATMUL_DESC_TRANSA, p.b.transposed ? CUBLAS_OP_T : CUBLAS_OP_N);
     set(CUBLASLT_MATMUL_DESC_TRANSB, p.a.transposed ? CUBLAS_OP_T : CUBLAS_OP_N);
-    if (p.bias) {
-      set(CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
-      set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, data_type(p.dtype));
-    }
+    if (p.bias) set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, data_type(p.dtype));
+    if (p.bias && p.relu) set(CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_RELU_BIAS);
+    else if (p.bias) set(CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
+    else if (p.relu) set(CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_RELU);
     b_ =
         layout(p.dtype, p.b.transposed ? p.k : p.n, p.b.transposed ? p.n : p.k, p.b.leading, p.batch, p.b.batch_stride);
     a_ =
@@ -144,7 +144,8 @@ std::uint32_t common_alignment(std::initializer_list<const Tensor*> tensors) {
   return static_cast<std::uint32_t>(bits & (~bits + 1));  // the lowest set bit
 }
 
-void multiply(const Tensor& a, const Tensor& b, const Tensor& bias, const Tensor& out, double alpha, double beta) {
+void multiply_as_given(const Tensor& a, const Tensor& b, const Tensor& bias, ops::Activation activation,
+                       const Tensor& out, double alpha, double beta) {
   const Context& ctx = context(out.device());
   const std::int64_t batch = out.size(0), m = out.size(1), n = out.size(2), k = a.size(2);
   const ProfileScope scope("gemm", 2.0 * static_cast<double>(batch * m * n) * static_cast<double>(k),
@@ -161,6 +162,7 @@ void multiply(const Tensor& a, const Tensor& b, const Tensor& bias, const Tensor
                         std::max(out.stride(1), n),
                         out.stride(0),
                         bias.defined(),
+                        activation == ops::Activation::relu,
                         beta != 0,
                         common_alignment({&a, &b, &out, &bias})};
   static thread_local std::map<decltype(problem.key()), Plan> plans;
@@ -168,6 +170,56 @@ void multiply(const Tensor& a, const Tensor& b, const Tensor& bias, const Tensor
   if (found == plans.end()) found = plans.emplace(problem.key(), Plan(problem, ctx)).first;
   if (bias.defined()) found->second.set_bias(bias.raw());
   found->second.run(ctx, a, b, out, alpha, beta);
+}
+
+/// Whether rows (or columns, whichever are dense) begin on boundaries of 16 bytes and end on them.
+bool is_even(const Tensor& x) {
+  const Matrix matrix = matrix_of(x);
+  const auto address = reinterpret_cast<std::uintptr_t>(x.raw());
+  return x.size(matrix.transposed ? 1 : 2) % 8 == 0 && matrix.leading % 8 == 0 && address % 16 == 0;
+}
+
+/// x [1, rows, columns] in the corner of a matrix of zeros whose sizes are multiples of eight.
+Tensor evened(const Tensor& x) {
+  if (matrix_of(x).transposed) return evened(x.transpose(1, 2)).transpose(1, 2);
+  if (is_even(x) && x.size(1) % 8 == 0) return x;
+  const auto rounded = [](std::int64_t size) { return (size + 7) / 8 * 8; };
+  const Tensor larger = Tensor::zeros({1, rounded(x.size(1)), rounded(x.size(2))}, x.dtype(), x.device());
+  copy(x, larger.slice(1, 0, x.size(1)).slice(2, 0, x.size(2)));
+  return larger;
+}
+
+/// cuBLAS multiplies bf16 matrices of odd sizes at about a quarter of the tensor cores' rate: whether it costs less to
+/// copy them into matrices of even sizes first.
+bool copies_pay(const Tensor& a, const Tensor& b, const Tensor& out, bool accumulates) {
+  if (a.dtype() != DType::bf16 || out.size(0) != 1) return false;
+  double moved = 0;  // bytes
+  for (const Tensor* x : {&a, &b})
+    if (!is_even(*x)) moved += 3 * static_cast<double>(x->bytes());
+  if (!is_even(out)) moved += (accumulates ? 5 : 2) * static_cast<double>(out.bytes());
+  if (moved == 0) return false;
+  // An H200's figures: 150 instead of 500 TFLOP/s or more; copies at 2 TB/s, and 8 us for the launches.
+  const double flops = 2.0 * static_cast<double>(out.size(1)) * static_cast<double>(out.size(2) * a.size(2));
+  return flops * (1 / 150e12 - 1 / 500e12) > moved / 2e12 + 8e-6;
+}
+
+void multiply(const Tensor& a, const Tensor& b, const Tensor& bias, ops::Activation activation, const Tensor& out,
+              double alpha, double beta) {
+  if (!copies_pay(a, b, out, beta != 0)) return multiply_as_given(a, b, bias, activation, out, alpha, beta);
+  const Tensor left = evened(a), right = evened(b);
+  const bool same_size = left.size(1) == a.size(1) && right.size(2) == b.size(2);
+  if (same_size && is_even(out)) return multiply_as_given(left, right, bias, activation, out, alpha, beta);
+  const Shape shape = {1, left.size(1), right.size(2)};
+  const Tensor whole = (beta != 0 ? Tensor::zeros : Tensor::empty)(shape, out.dtype(), out.device());
+  const Tensor corner = whole.slice(1, 0, out.size(1)).slice(2, 0, out.size(2));
+  if (beta != 0) copy(out, corner);
+  Tensor wide_bias = bias;
+  if (bias.defined() && bias.size(0) != right.size(2)) {
+    wide_bias = Tensor::zeros({right.size(2)}, bias.dtype(), bias.device());
+    copy(bias, wide_bias.slice(0, 0, bias.size(0)));
+  }
+  multiply_as_given(left, right, wide_bias, activation, whole, alpha, beta);
+  copy(corner, out);
 }
 
 }  // namespace
@@ -179,22 +231,26 @@ void matmul(const Tensor& a, const Tensor& b, const Tensor& out, double alpha, d
     else affine(out, beta, 0, out);
     return;
   }
-  multiply(a, b, Tensor{}, out, alpha, beta);
+  multiply(a, b, Tensor{}, ops::Activation::identity, out, alpha, beta);
 }
 
-void linear(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& out) {
+void linear(const Tensor& x, const Tensor& w, const Tensor& bias, ops::Activation activation, const Tensor& out) {
   if (out.numel() == 0) return;
   if (x.size(1) == 0) {
     if (bias.defined()) copy(bias.broadcast_to(out.shape()), out);
     else fill(out, 0);
+    if (activation != ops::Activation::identity) unary(activation, out, out);
     return;
   }
-  // cuBLASLt adds a bias in 16- and 32-bit products only, and of the result's dtype.
-  const bool fused = bias.defined() && x.dtype() != DType::f64 && out.dtype() == x.dtype();
-  const bool separate = bias.defined() && !fused;
-  if (separate) copy(bias.broadcast_to(out.shape()), out);
-  multiply(x.unsqueeze(0), w.transpose(0, 1).unsqueeze(0), fused ? bias : Tensor{}, out.unsqueeze(0), 1,
-           separate ? 1 : 0);
+  // cuBLASLt adds a bias in 16- and 32-bit products only, and of the result's dtype; a ReLU follows in 16 bits.
+  const bool same = out.dtype() == x.dtype();
+  const bool fused_bias = bias.defined() && same && x.dtype() != DType::f64;
+  const bool separate_bias = bias.defined() && !fused_bias;
+  const bool fused_relu = activation == ops::Activation::relu && same && x.dtype() == DType::bf16;
+  if (separate_bias) copy(bias.broadcast_to(out.shape()), out);
+  multiply(x.unsqueeze(0), w.transpose(0, 1).unsqueeze(0), fused_bias ? bias : Tensor{},
+           fused_relu ? activation : ops::Activation::identity, out.unsqueeze(0), 1, separate_bias ? 1 : 0);
+  if (activation != ops::Activation::identity && !fused_relu) unary(activation, out, out);
 }
 
 }  // namespace switchyard::cuda

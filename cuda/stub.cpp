@@ -85,7 +85,7 @@ SWITCHYARD_ABSENT(inverse_target_count, T, std::int64_t, T)
 
 // matmul.h
 SWITCHYARD_ABSENT(matmul, T, T, T, double, double)
-SWITCHYARD_ABSENT(linear, T, T, T, T)
+SWITCHYARD_ABSENT(linear, T, T, T, ops::Activation, T)
 
 // norm.h
 SWITCHYARD_ABSENT(layer_norm, T, T, T, T, double, T, T, T, T)

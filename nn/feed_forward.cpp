@@ -1,12 +1,24 @@
 #include "nn/feed_forward.h"
 
 #include "autograd/ops/elementwise.h"
+#include "autograd/ops/matmul.h"
+#include "autograd/ops/shape.h"
 
 namespace switchyard::nn {
 namespace {
 
+using ops::Activation;
+
 std::int64_t hidden_of(const FeedForwardOptions& options) {
   return options.hidden > 0 ? options.hidden : 4 * options.width;
+}
+
+/// x (where there is one) with `extra` zeros at the end of one axis.
+Variable padded(const Variable& x, std::int64_t axis, std::int64_t extra) {
+  if (!x.defined() || extra == 0) return x;
+  Shape shape = x.shape();
+  shape[axis] = extra;
+  return concat({x, Variable(Tensor::zeros(shape, x.dtype(), x.device()))}, axis);
 }
 
 }  // namespace
@@ -24,8 +36,14 @@ FeedForward::FeedForward(const FeedForwardOptions& options, Generator& generator
 }
 
 LayerOutput FeedForward::forward(const Variable& x) {
-  if (!gate_) return {down_.forward(activate(activation_, up_.forward(x))), {}};
-  return {down_.forward(activate(activation_, gate_->forward(x)) * up_.forward(x)), {}};
+  // Tensor cores want sizes that are multiples of eight: other hidden sizes get neurons of zeros, which change nothing.
+  const std::int64_t extra = x.dtype() == DType::bf16 ? -down_.weight().size(1) & 7 : 0;
+  const auto hidden = [&](const Linear& layer, Activation activation) {
+    return linear_activation(x, padded(layer.weight(), 0, extra), padded(layer.bias(), 0, extra), activation);
+  };
+  Variable neurons = hidden(gate_ ? *gate_ : up_, activation_);
+  if (gate_) neurons = neurons * hidden(up_, Activation::identity);
+  return {linear(neurons, padded(down_.weight(), 1, extra), down_.bias()), {}};
 }
 
 }  // namespace switchyard::nn

@@ -1,6 +1,9 @@
 #include "autograd/ops/matmul.h"
 
+#include "autograd/grad_mode.h"
 #include "autograd/node.h"
+#include "autograd/ops/elementwise.h"
+#include "core/ops/elementwise.h"
 #include "core/ops/matmul.h"
 #include "core/ops/reduce.h"
 
@@ -27,27 +30,42 @@ Tensor product(const Tensor& a, const Tensor& b, const Shape& shape, const Tenso
   return sum;
 }
 
-}  // namespace
-
-// dx = dy w, dw = dy^T x, dbias = column sums of dy. Saves x and w. dy of a wider dtype is rounded to that of x, as
-// every gradient that enters a product is; sums are accumulated in the wider one.
-Variable linear(const Variable& x, const Variable& w, const Variable& bias, std::optional<DType> out_dtype) {
+// dx = dy w, dw = dy^T x, dbias = column sums of dy. Saves x and w, and with relu y. dy of a wider dtype is rounded to
+// that of x, as every gradient that enters a product is; sums are accumulated in the wider one.
+Variable linear_node(const Variable& x, const Variable& w, const Variable& bias, std::optional<DType> out_dtype,
+                     ops::Activation activation) {
   const bool has_bias = bias.defined();
   Variables inputs = {x, w};
   if (has_bias) inputs.push_back(bias);
-  return record("linear", ops::linear(x.data(), w.data(), has_bias ? bias.data() : Tensor{}, out_dtype), inputs,
-                [x = x.data(), w = w.data(), x_wanted = x.requires_grad(), w_wanted = w.requires_grad(), has_bias,
-                 bias_wanted = bias.requires_grad()](const Tensor& dy, const Gradients& sums) {
-                  const Tensor rows = dy.to(x.dtype()).reshape({-1, w.size(0)});  // [n, m]
-                  Gradients gradients(has_bias ? 3 : 2);
-                  if (x_wanted) gradients[0] = product(rows, w, x.shape(), sums[0]);
-                  if (w_wanted) {
-                    const Tensor x_rows = x.reshape({-1, w.size(1)});
-                    gradients[1] = product(rows.transpose(0, 1), x_rows, w.shape(), sums[1]);
-                  }
-                  if (bias_wanted) gradients[2] = ops::sum(rows, {0});
-                  return gradients;
-                });
+  Tensor y = ops::linear(x.data(), w.data(), has_bias ? bias.data() : Tensor{}, out_dtype, activation);
+  const Tensor activated = activation == ops::Activation::identity ? Tensor{} : y;
+  return record(
+      "linear", std::move(y), inputs,
+      [x = x.data(), w = w.data(), x_wanted = x.requires_grad(), w_wanted = w.requires_grad(), has_bias,
+       bias_wanted = bias.requires_grad(), activation, activated](const Tensor& dy_activated, const Gradients& sums) {
+        const Tensor dy = activated.defined() ? ops::unary_backward(activation, dy_activated, activated) : dy_activated;
+        const Tensor rows = dy.to(x.dtype()).reshape({-1, w.size(0)});  // [n, m]
+        Gradients gradients(has_bias ? 3 : 2);
+        if (x_wanted) gradients[0] = product(rows, w, x.shape(), sums[0]);
+        if (w_wanted) {
+          const Tensor x_rows = x.reshape({-1, w.size(1)});
+          gradients[1] = product(rows.transpose(0, 1), x_rows, w.shape(), sums[1]);
+        }
+        if (bias_wanted) gradients[2] = ops::sum(rows, {0});
+        return gradients;
+      });
+}
+
+}  // namespace
+
+Variable linear(const Variable& x, const Variable& w, const Variable& bias, std::optional<DType> out_dtype) {
+  return linear_node(x, w, bias, out_dtype, ops::Activation::identity);
+}
+
+Variable linear_activation(const Variable& x, const Variable& w, const Variable& bias, ops::Activation activation) {
+  // relu alone has a derivative that its result tells.
+  if (activation == ops::Activation::relu || !grad_enabled()) return linear_node(x, w, bias, {}, activation);
+  return activate(activation, linear(x, w, bias));
 }
 
 }  // namespace switchyard

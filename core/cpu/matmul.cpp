@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/cpu/gemm.h"
+#include "core/kernels/elementwise.h"
 #include "core/parallel.h"
 
 namespace switchyard::cpu {
@@ -56,7 +57,7 @@ void matmul(const Tensor& a, const Tensor& b, const Tensor& out, double alpha, d
   });
 }
 
-void linear(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& out) {
+void linear(const Tensor& x, const Tensor& w, const Tensor& bias, ops::Activation activation, const Tensor& out) {
   dispatch_floating(x.dtype(), "linear", [&](auto tag) {
     using T = typename decltype(tag)::type;
     if (out.dtype() == x.dtype()) {
@@ -65,6 +66,7 @@ void linear(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& 
       linear_rows<T, accumulate_t<T>>(x, w, bias, out);
     }
   });
+  if (activation != ops::Activation::identity) unary(activation, out, out);
 }
 
 }  // namespace switchyard::cpu

@@ -142,7 +142,8 @@ void matmul_into(const Tensor& a, const Tensor& b, const Tensor& out, double alp
                       beta);
 }
 
-Tensor linear(const Tensor& x, const Tensor& w, const Tensor& bias, std::optional<DType> out_dtype) {
+Tensor linear(const Tensor& x, const Tensor& w, const Tensor& bias, std::optional<DType> out_dtype,
+              Activation activation) {
   check_operands("linear", x, w);
   check(x.rank() >= 1 && w.rank() == 2 && x.size(-1) == w.size(1), "linear: expected x [..., k] and w [m, k], got ",
         x.shape(), " and ", w.shape());
@@ -160,7 +161,7 @@ Tensor linear(const Tensor& x, const Tensor& w, const Tensor& bias, std::optiona
   Tensor flat = x.reshape({rows, x.size(-1)});
   if (!spans(flat.stride(1), flat.stride(0), flat.size(1))) flat = matrix_operand(flat.contiguous());
   SWITCHYARD_DISPATCH(x.device(), linear, flat, matrix_operand(w), bias.defined() ? bias.contiguous() : bias,
-                      out.view({rows, w.size(0)}));
+                      activation, out.view({rows, w.size(0)}));
   return out;
 }
 

@@ -109,6 +109,10 @@ void add_products(std::vector<Row>& rows) {
   rows.push_back({"linear", {{2, 3, 5}, {4, 5}}, [](const Variables& in) { return linear(in[0], in[1]); }});
   rows.push_back(
       {"linear_bias", {{3, 5}, {4, 5}, {4}}, [](const Variables& in) { return linear(in[0], in[1], in[2]); }});
+  for (const auto activation : {ops::Activation::relu, ops::Activation::gelu})
+    rows.push_back({"linear_" + std::string(ops::name_of(activation)),
+                    {{3, 5}, {4, 5}, {4}},
+                    [activation](const Variables& in) { return linear_activation(in[0], in[1], in[2], activation); }});
   rows.push_back({"linear_of_a_view", {{3, 2, 5}, {4, 5}, {4}}, [](const Variables& in) {
                     return linear(transpose(in[0], 0, 1), in[1], in[2]);
                   }});

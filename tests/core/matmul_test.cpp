@@ -224,6 +224,17 @@ TEST_P(MatmulTest, LinearReadsViews) {
                tolerance_of(dtype));
 }
 
+TEST_P(MatmulTest, LinearAppliesAnActivation) {
+  const DType dtype = GetParam();
+  const Tensor x = random_tensor({7, 5}, 1, dtype), w = random_tensor({6, 5}, 2, dtype),
+               bias = random_tensor({6}, 3, dtype);
+  for (const ops::Activation activation : {ops::Activation::relu, ops::Activation::gelu}) {
+    EXPECT_CLOSE(ops::linear(x, w, bias, {}, activation), ops::unary(activation, ops::linear(x, w, bias)),
+                 tolerance_of(dtype));
+    EXPECT_CLOSE(ops::linear(x, w, {}, {}, activation), ops::unary(activation, ops::linear(x, w)), tolerance_of(dtype));
+  }
+}
+
 TEST(Matmul, LinearOfNoFeatures) {
   const Tensor bias = Tensor::from<float>({1, 2}, {2});
   EXPECT_EQ(ops::linear(Tensor::empty({3, 0}), Tensor::empty({2, 0}), bias).to_vector<float>(),

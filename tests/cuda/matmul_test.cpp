@@ -42,6 +42,26 @@ TEST(CudaMatmul, LinearWithAndWithoutBias) {
           dtype, "linear");
 }
 
+TEST(CudaMatmul, RowsAtOddAddresses) {
+  SKIP_WITHOUT_GPU();
+  // Large enough for the operands and results to go through matrices of even sizes.
+  const std::int64_t tokens = 1100, width = 1030, hidden = 1027;
+  for (const DType dtype : {DType::f32, DType::bf16})
+    expect_parity(
+        [](const Tensors& in) {
+          const Tensor& x = in[0];
+          const Tensor& w = in[1];
+          const Tensor y = ops::linear(x, w, in[2], {}, ops::Activation::relu), back = ops::matmul(y, w);
+          const Tensor sum = x.clone();
+          ops::matmul_into(y, w, sum, 0.5, 1);
+          return Tensors{y, back, sum, ops::unary_backward(ops::Activation::relu, y, y),
+                         ops::matmul(y.transpose(0, 1), x)};
+        },
+        {random_tensor({tokens, width}, 1, dtype), random_tensor({hidden, width}, 2, dtype),
+         random_tensor({hidden}, 3, dtype)},
+        dtype, "matmul of odd rows");
+}
+
 TEST(CudaIndex, EmbeddingGatherAndConcat) {
   SKIP_WITHOUT_GPU();
   std::vector<std::int64_t> ids;
