@@ -101,7 +101,7 @@ void print_profile(std::ostream& out) {
 }
 
 void ProfileScope::open(const char* name, double flops, double bytes) {
-  listener_ = listener.load(std::memory_order_acquire);
+  listener_ = omp_in_parallel() ? nullptr : listener.load(std::memory_order_acquire);
   if (listener_) listener_->opened(name, flops, bytes);
   record_ = &record_of(name);
   enclosing_ = std::exchange(innermost, record_);

@@ -26,7 +26,7 @@ std::vector<ProfileEntry> profile();
 /// Prints profile() as a table: share of the time, seconds, calls and GFLOP/s by name.
 void print_profile(std::ostream& out);
 
-/// Hears of every ProfileScope that is opened while the profiler is on, and of its end, on the thread it belongs to.
+/// Hears of every ProfileScope that is opened outside of parallel loops while the profiler is on, and of its end.
 class ScopeListener {
  public:
   virtual ~ScopeListener() = default;

@@ -38,7 +38,8 @@ void check_cupti(CUptiResult status, const char* what) {
   fail("cuda: ", what, ": ", reason);
 }
 
-/// "void switchyard::cuda::(anonymous namespace)::rows<float>(float const*)" -> "rows".
+/// "void switchyard::cuda::(anonymous namespace)::rows<float>(float const*)" -> "rows". CUTLASS's kernels, which cuBLAS
+/// uses, all have one name; what tells them apart is the first template argument.
 std::string short_name(const char* mangled) {
   int status = 0;
   char* demangled = abi::__cxa_demangle(mangled, nullptr, nullptr, &status);
@@ -46,7 +47,9 @@ std::string short_name(const char* mangled) {
   std::free(demangled);
   constexpr std::string_view kUnnamed = "(anonymous namespace)::";
   for (std::size_t at; (at = name.find(kUnnamed)) != std::string::npos;) name.erase(at, kUnnamed.size());
-  name.resize(std::min(name.find_first_of("<("), name.size()));
+  if (const std::size_t at = name.find("cutlass::Kernel"); at != std::string::npos)
+    name.erase(0, name.find('<', at) + 1);
+  name.resize(std::min(name.find_first_of("<(>,"), name.size()));
   return name.substr(name.find_last_of(": ") + 1);
 }
 

@@ -8,8 +8,8 @@
 
 namespace switchyard::train {
 
-/// The folder of one run: `config.json` (every key, resolved), `metrics.jsonl`, `text/`, `checkpoints/`, `lock`. An open
-/// RunFolder holds the lock, so two programs never write into one folder; the system frees it with the process.
+/// The folder of one run: `config.json` (every key, resolved), `metrics.jsonl`, `text/`, `checkpoints/`, `lock`. While
+/// open it holds the lock, so two programs never write into one folder; the system frees it with the process.
 class RunFolder {
  public:
   /// Makes `<config.output.folder>/<config.output.name>-<date>-<time>` (with -2, -3, ... where that exists) and stores

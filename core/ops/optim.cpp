@@ -41,6 +41,20 @@ void check_slot(const char* op, std::size_t index, const Slot& slot, Device devi
 
 }  // namespace
 
+// What the profiler counts for the optimisers' slots.
+static double bytes_of(const std::vector<AdamWSlot>& slots) {
+  double sum = 0;
+  for (const AdamWSlot& slot : slots)
+    sum += bytes_of(std::vector{slot.parameter, slot.gradient, slot.first_moment, slot.second_moment, slot.master});
+  return sum;
+}
+static double bytes_of(const std::vector<SgdSlot>& slots) {
+  double sum = 0;
+  for (const SgdSlot& slot : slots)
+    sum += bytes_of(std::vector{slot.parameter, slot.gradient, slot.momentum, slot.master});
+  return sum;
+}
+
 void adamw(const std::vector<AdamWSlot>& slots, const Tensor& learning_rate, const Tensor& step,
            const Tensor& gradient_scale, double beta1, double beta2, double epsilon) {
   if (slots.empty()) return;
