@@ -70,7 +70,7 @@ void Trainer::train_step() {
   ++steps_here_;
   training_seconds_ += seconds_since(start);
   ++timed_steps_;
-  if (trace_ && steps_here_ == profile_end_) finish_trace();
+  if (trace_ && (steps_here_ == profile_end_ || state_.step() == config_.training.steps)) finish_trace();
 }
 
 void Trainer::finish_trace() {
