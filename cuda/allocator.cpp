@@ -10,6 +10,7 @@
 #include "cuda/allocator.h"
 
 #include <algorithm>
+#include <array>
 #include <iomanip>
 #include <map>
 #include <memory>
@@ -65,9 +66,8 @@ class Arena {
     const std::lock_guard lock(mutex_);
     const bool small = requested <= kSmall;
     const std::size_t bytes = round_up(requested, kGranule);
-    const int pool = recording_ ? kGraphPool : kEagerPool;
-    Block* block = take(bytes, small, pool);
-    if (block == nullptr) block = grow(bytes, small, pool);
+    Block* block = take(bytes, small);
+    if (block == nullptr) block = grow(bytes, small);
     split(*block, bytes);
     block->free = false;
     used_.emplace(block->data, block);
@@ -89,39 +89,43 @@ class Arena {
     else give_back(block);
   }
 
-  void begin_recording() {
+  int begin_recording() {
     const std::lock_guard lock(mutex_);
-    check(!recording_, "graph: a graph is already being recorded on ", device_);
+    check(pool_ == kOrdinary, "graph: a graph is already being recorded on ", device_);
     cudaStreamSynchronize(context(device_).stream);  // so that no segment given back to the driver below is in use
-    recording_ = true;
+    pool_ = ++last_pool_;
     ++graphs_;
     recorded_peak_ = statistics_.current_bytes;
-    for (auto& [data, block] : used_) block->recorded = block->pool == kEagerPool;
+    for (auto& [data, block] : used_) block->recorded = block->pool == kOrdinary;
     for (const bool small : {false, true})
-      std::erase_if(free_list(kEagerPool, small), [&](Block* block) {
+      std::erase_if(free_list(kOrdinary, small), [&](Block* block) {
         if (block->previous || block->next) return false;
-        block->pool = kGraphPool;
-        free_list(kGraphPool, small).insert(block);
+        block->pool = pool_;
+        free_list(*block).insert(block);
         return true;
       });
+    return pool_;
   }
 
   std::size_t end_recording() {
     const std::lock_guard lock(mutex_);
-    recording_ = false;
+    pool_ = kOrdinary;
     return recorded_peak_ - statistics_.current_bytes;
   }
 
-  void forget_recording() {
+  void forget_recording(int pool) {
     const std::lock_guard lock(mutex_);
-    recording_ = false;
+    pool_ = kOrdinary;
+    for (auto& [block, owner] : blocks_)
+      if (block->pool == pool) block->pool = kOrdinary;
+    for (const bool small : {false, true}) free_list(kOrdinary, small).merge(free_list(pool, small));
+    free_.erase(pool);
     if (--graphs_ > 0) return;
-    for (auto& [block, owner] : blocks_) {
-      block->pool = kEagerPool;
+    for (auto& [data, block] : used_) block->recorded = false;
+    for (Block* block : std::exchange(set_aside_, {})) {
       block->recorded = false;
+      give_back(block);
     }
-    for (const bool small : {false, true}) free_list(kEagerPool, small).merge(free_list(kGraphPool, small));
-    for (Block* block : std::exchange(set_aside_, {})) give_back(block);
   }
 
   void count_replay(std::size_t bytes) {
@@ -139,10 +143,10 @@ class Arena {
   }
 
  private:
-  static constexpr int kEagerPool = 0, kGraphPool = 1;
+  static constexpr int kOrdinary = 0;  // the pool of all work that is not recorded
   using FreeList = std::set<Block*, BySize>;
 
-  FreeList& free_list(int pool, bool small) { return free_[pool * 2 + (small ? 1 : 0)]; }
+  FreeList& free_list(int pool, bool small) { return free_[pool][small ? 1 : 0]; }
   FreeList& free_list(const Block& block) { return free_list(block.pool, block.small); }
 
   /// Makes a block free and one with its free neighbours.
@@ -160,9 +164,9 @@ class Arena {
     free_list(*block).insert(block);
   }
 
-  Block* take(std::size_t bytes, bool small, int pool) {
-    FreeList& list = free_list(pool, small);
-    Block key{nullptr, bytes, true, small, pool};
+  Block* take(std::size_t bytes, bool small) {
+    FreeList& list = free_list(pool_, small);
+    Block key{nullptr, bytes, true, small, pool_};
     const auto found = list.lower_bound(&key);
     if (found == list.end()) return nullptr;
     Block* block = *found;
@@ -170,7 +174,7 @@ class Arena {
     return block;
   }
 
-  Block* grow(std::size_t bytes, bool small, int pool) {
+  Block* grow(std::size_t bytes, bool small) {
     const std::size_t segment =
         small ? kSmallSegment : (bytes < kMediumSegment / 2 ? kMediumSegment : round_up(bytes, kLargeGranule));
     void* data = nullptr;
@@ -183,7 +187,7 @@ class Arena {
       }
     }
     statistics_.reserved_bytes += segment;
-    return keep({static_cast<char*>(data), segment, true, small, pool});
+    return keep({static_cast<char*>(data), segment, true, small, pool_});
   }
 
   Block* keep(Block block) {
@@ -213,9 +217,9 @@ class Arena {
 
   /// Gives whole free segments back to the driver; those of graphs stay.
   void release_free_segments() {
-    if (!recording_) cudaStreamSynchronize(context(device_).stream);
+    if (pool_ == kOrdinary) cudaStreamSynchronize(context(device_).stream);
     for (const bool small : {false, true}) {
-      FreeList& list = free_list(kEagerPool, small);
+      FreeList& list = free_list(kOrdinary, small);
       for (auto it = list.begin(); it != list.end();) {
         Block* block = *it;
         if (block->previous || block->next) {
@@ -250,11 +254,12 @@ class Arena {
 
   Device device_;
   std::mutex mutex_;
-  FreeList free_[4];
+  std::map<int, std::array<FreeList, 2>> free_;  // by pool; large, small
   std::unordered_map<void*, Block*> used_;
   std::unordered_map<Block*, std::unique_ptr<Block>> blocks_;
   MemoryStatistics statistics_;
-  bool recording_ = false;
+  int pool_ = kOrdinary;  // that requests are served from: while recording, the graph's
+  int last_pool_ = kOrdinary;
   int graphs_ = 0;                 // alive, or being recorded
   std::size_t recorded_peak_ = 0;  // most bytes in use since the last recording began
   std::vector<Block*> set_aside_;  // freed, but graphs may read them
@@ -288,9 +293,9 @@ void reset_peak_memory(Device device) {
   arena(device).reset_peak();
 }
 
-void begin_recording(Device device) { arena(device).begin_recording(); }
+int begin_recording(Device device) { return arena(device).begin_recording(); }
 std::size_t end_recording(Device device) { return arena(device).end_recording(); }
-void forget_recording(Device device) noexcept { arena(device).forget_recording(); }
+void forget_recording(Device device, int pool) noexcept { arena(device).forget_recording(pool); }
 void count_replay(Device device, std::size_t bytes) { arena(device).count_replay(bytes); }
 
 }  // namespace switchyard::cuda

@@ -13,6 +13,7 @@ namespace {
 
 struct Graph {
   cudaGraphExec_t executable = nullptr;
+  int pool = 0;           // of the memory it uses
   std::size_t bytes = 0;  // in use while it runs
 
   ~Graph() {
@@ -41,7 +42,7 @@ cudaGraph_t record(cudaStream_t stream, const std::function<void()>& work) {
 void* record_graph(Device device, const std::function<void()>& work) {
   const Context& ctx = context(device);
   auto graph = std::make_unique<Graph>();
-  begin_recording(device);
+  graph->pool = begin_recording(device);
   try {
     const cudaGraph_t recorded = record(ctx.stream, work);
     graph->bytes = end_recording(device);
@@ -50,7 +51,7 @@ void* record_graph(Device device, const std::function<void()>& work) {
     check_cuda(status, "cudaGraphInstantiate");
     check_cuda(cudaGraphUpload(graph->executable, ctx.stream), "cudaGraphUpload");
   } catch (...) {
-    forget_recording(device);
+    forget_recording(device, graph->pool);
     throw;
   }
   return graph.release();
@@ -64,8 +65,9 @@ void launch_graph(void* graph, Device device) {
 
 void destroy_graph(void* graph, Device device) noexcept {
   cudaStreamSynchronize(context(device).stream);  // it may still run
+  const int pool = static_cast<Graph*>(graph)->pool;
   delete static_cast<Graph*>(graph);
-  forget_recording(device);
+  forget_recording(device, pool);
 }
 
 }  // namespace switchyard::cuda

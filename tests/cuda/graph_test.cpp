@@ -90,6 +90,25 @@ TEST(CudaGraph, OtherWorkNeverGetsItsMemory) {
   EXPECT_EQ(reserved(), before);
 }
 
+TEST(CudaGraph, TwoGraphsDoNotShareMemory) {
+  SKIP_WITHOUT_GPU();
+  Tensor results[2];
+  std::optional<DeviceGraph> graphs[2];
+  for (int i = 0; i < 2; ++i)
+    graphs[i].emplace(Device::cuda(), [&, i] {
+      const Tensor scratch = Tensor::full({1 << 20}, i + 1, DType::f32, Device::cuda());
+      results[i] = ops::affine(scratch, 10);
+    });
+  for (const int i : {0, 1, 0}) graphs[i]->replay();
+  for (int i = 0; i < 2; ++i) EXPECT_EQ(results[i].to_vector<double>(), std::vector<double>(1 << 20, 10 * (i + 1)));
+  graphs[0].reset();
+  const Tensor other = Tensor::full({1 << 20}, -1, DType::f32, Device::cuda());
+  graphs[1]->replay();
+  EXPECT_EQ(results[0].to_vector<double>(), std::vector<double>(1 << 20, 10));
+  EXPECT_EQ(results[1].to_vector<double>(), std::vector<double>(1 << 20, 20));
+  EXPECT_EQ(other.to_vector<double>(), std::vector<double>(1 << 20, -1));
+}
+
 TEST(CudaGraph, WorkThatCannotBeRecordedThrowsAndLeavesTheDeviceUsable) {
   SKIP_WITHOUT_GPU();
   const Tensor x = Tensor::ones({8}, DType::f32, Device::cuda()), host = Tensor::full({8}, 4);
