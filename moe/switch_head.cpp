@@ -86,25 +86,38 @@ class SwitchHead::Pass {
 
   /// Projects `source`; tokens of `selector` [B, S, D] choose the experts.
   Variable project(ProjectionKind kind, const Variable& source, const Variable& selector) {
-    const HeadProjection& projection = *layer_.projections_[static_cast<std::size_t>(kind)];
+    choose(kind, selector);
+    const HeadProjection& projection = projection_of(kind);
     const NameScope scope(full_name(kind));
     if (!projection.has_experts()) return projection.forward(source, {});
-    const Routing& routing = route(kind, selector);
+    const Routing& routing = routings_[static_cast<std::size_t>(kind)];
     if (inspection_) record(kind, routing, selector);
     return projection.forward(source, routing);
+  }
+
+  /// Routes the tokens of `selector` for a projection, if it has experts and that has not been done yet.
+  void choose(ProjectionKind kind, const Variable& selector) {
+    Routing& routing = routings_[static_cast<std::size_t>(kind)];
+    if (!projection_of(kind).has_experts() || routing.indices.defined()) return;
+    const NameScope scope(full_name(kind));
+    Router* own = layer_.routers_[static_cast<std::size_t>(kind)].get();
+    if (!own && shared_.indices.defined() && shared_selector_.state() == selector.state()) {
+      routing = shared_;
+      return;
+    }
+    routing = own ? own->route(selector) : layer_.shared_router_->route(selector);
+    if (routing.regularizer.defined())
+      regularizer_ = regularizer_.defined() ? regularizer_ + routing.regularizer : routing.regularizer;
+    if (own) return;
+    shared_ = routing;
+    shared_selector_ = selector;
   }
 
   const Variable& regularizer() const { return regularizer_; }
 
  private:
-  const Routing& route(ProjectionKind kind, const Variable& selector) {
-    Router* own = layer_.routers_[static_cast<std::size_t>(kind)].get();
-    if (!own && shared_.plan.expert_offsets.defined() && shared_selector_.state() == selector.state()) return shared_;
-    Routing routing = own ? own->route(selector) : layer_.shared_router_->route(selector);
-    if (routing.regularizer.defined())
-      regularizer_ = regularizer_.defined() ? regularizer_ + routing.regularizer : routing.regularizer;
-    if (!own) shared_selector_ = selector;
-    return (own ? own_ : shared_) = std::move(routing);
+  const HeadProjection& projection_of(ProjectionKind kind) const {
+    return *layer_.projections_[static_cast<std::size_t>(kind)];
   }
 
   void record(ProjectionKind kind, const Routing& routing, const Variable& selector) {
@@ -117,7 +130,8 @@ class SwitchHead::Pass {
 
   const SwitchHead& layer_;
   nn::AttentionInspection* inspection_;
-  Routing own_, shared_;
+  std::array<Routing, 4> routings_;  // by ProjectionKind
+  Routing shared_;                   // the shared router's last
   Variable shared_selector_;
   Variable regularizer_;
 };
@@ -151,6 +165,10 @@ nn::LayerOutput SwitchHead::forward(const Variable& x, const nn::AttentionArgume
   Pass pass(*this, arguments.inspection);
   const Variable query = pass.project(ProjectionKind::query, x, x);
   const Variable key = pass.project(ProjectionKind::key, key_source, key_source);
+  // Routing first: the value projection is then the first to send a gradient back, and the products of routers, keys
+  // and queries add theirs to it.
+  pass.choose(ProjectionKind::value, key_source);
+  pass.choose(ProjectionKind::output, x);
   const Variable value = pass.project(ProjectionKind::value, value_source, key_source);
   Variable attended = core_.forward(query, key, value, arguments);
   if (output_gate_.defined()) {
