@@ -23,7 +23,6 @@ using ops::Rows;
 
 constexpr std::int64_t kMostWork = 3;           // E / k up to which the dense product is the faster one
 constexpr std::int64_t kFewestTokens = 64;      // below, launches decide
-constexpr int kRows = 2;                        // that a group of lanes works on at once
 constexpr std::int64_t kWorkspace = 256 << 20;  // bytes of t W or spread that exist at once
 
 /// The choices of rows of one token after the other.
@@ -61,23 +60,21 @@ __global__ void spread_rows(Choices<D> choices, const D* x, std::int64_t rows, i
   }
 }
 
-/// products [rows, E, width] as the lanes of a warp read them that share kRows rows: kStep choices of each at a time,
-/// so that enough loads are under way. Load n of a step belongs to row n / kStep and choice n % kStep.
+/// One row of products [rows, E, width] as the lanes that share it read it: kStep choices at a time, so that several
+/// loads are under way.
 template <int kWidth, class D>
 struct ChosenProducts {
   using A = compute_t<D>;
   using Access = Vector<D, kWidth>;
-  static constexpr int kStep = 2, kLoads = kRows * kStep;
+  static constexpr int kStep = 2;
 
   Choices<D> choices;
   const D* products;
-  std::int64_t first_row, rows;
+  std::int64_t row, rows;
   int width, lane, lanes;
 
-  /// Where load n begins, null where there is no such choice, and its gate.
-  __device__ const D* choice(int first_choice, int n, A* gate) const {
-    const std::int64_t row = first_row + n / kStep;
-    const int j = first_choice + n % kStep;
+  /// Where the product of choice j begins, null where there is no such choice, and its gate.
+  __device__ const D* choice(int j, A* gate) const {
     if (row >= rows || j >= choices.count) return nullptr;
     const std::int32_t e = choices.chosen[row * choices.count + j];
     if (e < 0 || e >= choices.experts) return nullptr;
@@ -89,56 +86,48 @@ struct ChosenProducts {
   }
 
   /// sums[row] = sum over choices of gate times product.
-  __device__ void weighted_sums(D* sums) const {
+  __device__ void weighted_sum(D* sums) const {
+    if (row >= rows) return;
     for (int column = lane * kWidth; column < width; column += lanes * kWidth) {
-      A sum[kRows][kWidth] = {};
-      for (int first_choice = 0; first_choice < choices.count; first_choice += kStep) {
-        A gates[kLoads] = {};
-        Access values[kLoads];
+      A sum[kWidth] = {};
+      for (int j = 0; j < choices.count; j += kStep) {
+        A gates[kStep] = {};
+        Access values[kStep];
 #pragma unroll
-        for (int n = 0; n < kLoads; ++n) values[n] = read(choice(first_choice, n, &gates[n]), column);
+        for (int s = 0; s < kStep; ++s) values[s] = read(choice(j + s, &gates[s]), column);
 #pragma unroll
-        for (int n = 0; n < kLoads; ++n)
+        for (int s = 0; s < kStep; ++s)
 #pragma unroll
-          for (int i = 0; i < kWidth; ++i) sum[n / kStep][i] += gates[n] * load(&values[n].values[i]);
+          for (int i = 0; i < kWidth; ++i) sum[i] += gates[s] * load(&values[s].values[i]);
       }
+      Access result;
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        if (first_row + r >= rows) continue;
-        Access result;
-#pragma unroll
-        for (int i = 0; i < kWidth; ++i) result.values[i] = convert<D>(sum[r][i]);
-        *reinterpret_cast<Access*>(sums + (first_row + r) * width + column) = result;
-      }
+      for (int i = 0; i < kWidth; ++i) result.values[i] = convert<D>(sum[i]);
+      *reinterpret_cast<Access*>(sums + row * width + column) = result;
     }
   }
 
   /// dots[row, j] = other[row] . product.
   __device__ void dots_with(const D* other, D* dots) const {
-    for (int first_choice = 0; first_choice < choices.count; first_choice += kStep) {
-      const D* from[kLoads];
-      A dot[kLoads] = {};
+    for (int j = 0; j < choices.count; j += kStep) {
+      const D* from[kStep];
+      A dot[kStep] = {};
 #pragma unroll
-      for (int n = 0; n < kLoads; ++n) from[n] = choice(first_choice, n, nullptr);
-      for (int column = lane * kWidth; column < width; column += lanes * kWidth) {
-        Access own[kRows];
+      for (int s = 0; s < kStep; ++s) from[s] = choice(j + s, nullptr);
+      for (int column = lane * kWidth; column < width && row < rows; column += lanes * kWidth) {
+        const Access own = read(other + row * width, column);
 #pragma unroll
-        for (int r = 0; r < kRows; ++r)
-          own[r] = read(first_row + r < rows ? other + (first_row + r) * width : nullptr, column);
+        for (int s = 0; s < kStep; ++s) {
+          const Access values = read(from[s], column);
 #pragma unroll
-        for (int n = 0; n < kLoads; ++n) {
-          const Access values = read(from[n], column);
-#pragma unroll
-          for (int i = 0; i < kWidth; ++i) dot[n] += load(&own[n / kStep].values[i]) * load(&values.values[i]);
+          for (int i = 0; i < kWidth; ++i) dot[s] += load(&own.values[i]) * load(&values.values[i]);
         }
       }
 #pragma unroll
-      for (int n = 0; n < kLoads; ++n) {
-        const std::int64_t row = first_row + n / kStep;
-        const int j = first_choice + n % kStep;
+      for (int s = 0; s < kStep; ++s) {
         for (int distance = lanes / 2; distance > 0; distance /= 2)
-          dot[n] += __shfl_xor_sync(0xffffffffu, dot[n], distance);
-        if (lane == 0 && row < rows && j < choices.count) dots[row * choices.count + j] = convert<D>(dot[n]);
+          dot[s] += __shfl_xor_sync(0xffffffffu, dot[s], distance);
+        if (lane == 0 && row < rows && j + s < choices.count) dots[row * choices.count + j + s] = convert<D>(dot[s]);
       }
     }
   }
@@ -146,12 +135,12 @@ struct ChosenProducts {
 
 /// Picks what the choices want out of products [rows, E, width]; `lanes` is a power of two. sums or dots may be null.
 template <int kWidth, class D>
-__global__ void __launch_bounds__(kThreads) merge_rows(Choices<D> choices, const D* products, const D* other,
-                                                       std::int64_t rows, int width, int lanes, D* sums, D* dots) {
-  const std::int64_t group = (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x) / lanes;
-  const ChosenProducts<kWidth, D> chosen{
-      choices, products, group * kRows, rows, width, static_cast<int>(threadIdx.x) % lanes, lanes};
-  if (sums) chosen.weighted_sums(sums);
+__global__ void merge_rows(Choices<D> choices, const D* products, const D* other, std::int64_t rows, int width,
+                           int lanes, D* sums, D* dots) {
+  const std::int64_t row = (static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / lanes;
+  const ChosenProducts<kWidth, D> chosen{choices, products, row, rows, width, static_cast<int>(threadIdx.x) % lanes,
+                                         lanes};
+  if (sums) chosen.weighted_sum(sums);
   if (dots) chosen.dots_with(other, dots);
 }
 
@@ -236,7 +225,7 @@ void merge(const Part& part, const Tensor& products, const Tensor& gates, const 
     with_access<T>(width, other, [&](auto access) {
       int lanes = 1;
       while (lanes < 32 && lanes * access.value < width) lanes *= 2;
-      merge_rows<access.value><<<blocks_for(rows * lanes, kThreads * kRows), kThreads, 0, stream_of(products)>>>(
+      merge_rows<access.value><<<blocks_for(rows * lanes, kThreads), kThreads, 0, stream_of(products)>>>(
           choices_of<T>(part.plan, gates, first_row), pointer<T>(products), pointer<T>(part.slot_rows(other)), rows,
           static_cast<int>(width), lanes, pointer<T>(part.slot_rows(sums)),
           dots.defined() ? pointer<T>(dots) + first_row * part.plan.choices : nullptr);
