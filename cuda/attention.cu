@@ -116,15 +116,26 @@ struct Backward {
   }
 };
 
-template <class D>
-__global__ void row_products(int batch, int heads, int queries, Heads<D> a, Heads<D> b_, compute_t<D>* out) {
+/// out[b, h, i] = x . y over the channels of a token's head. 16 lanes per row read kPack channels at once.
+template <int kPack, class D>
+__global__ void row_products(int batch, int heads, int queries, Heads<D> x, Heads<D> y, compute_t<D>* out) {
   using A = compute_t<D>;
-  int b, h, i;
-  if (!warp_item(batch, heads, queries, &b, &h, &i)) return;
+  using Pack = Vector<D, kPack>;
+  const std::int64_t rows = static_cast<std::int64_t>(batch) * queries * heads;
+  const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * (blockDim.x / 16) + threadIdx.x / 16;
+  const std::int64_t inside = min(row, rows - 1);
+  const int h = static_cast<int>(inside % heads), i = static_cast<int>(inside / heads % queries);
+  const int b = static_cast<int>(inside / heads / queries);
   A sum = 0;
-  for (int c = threadIdx.x % 32; c < a.width; c += 32) sum += load(a.row(b, h, i) + c) * load(b_.row(b, h, i) + c);
-  sum = warp_reduce(sum, Add{});
-  if (threadIdx.x % 32 == 0) out[(static_cast<std::int64_t>(b) * heads + h) * queries + i] = sum;
+  for (int c = threadIdx.x % 16 * kPack; c < x.width; c += 16 * kPack) {
+    const Pack left = *reinterpret_cast<const Pack*>(x.row(b, h, i) + c);
+    const Pack right = *reinterpret_cast<const Pack*>(y.row(b, h, i) + c);
+#pragma unroll
+    for (int n = 0; n < kPack; ++n) sum += load(left.values + n) * load(right.values + n);
+  }
+#pragma unroll
+  for (int distance = 8; distance > 0; distance /= 2) sum += __shfl_xor_sync(kAllLanes, sum, distance);
+  if (threadIdx.x % 16 == 0 && row < rows) out[(static_cast<std::int64_t>(b) * heads + h) * queries + i] = sum;
 }
 
 template <class D>
@@ -203,8 +214,12 @@ void attention(const Tensor& query, const Tensor& key, const Tensor& value, cons
     using T = typename decltype(tag)::type;
     const auto problem = problem_of<T>(query, key, value, options);
     if constexpr (std::is_same_v<T, bfloat16>)
-      if (has_tensor_core_attention(problem))
-        return launch_attention(problem, heads_of<T>(out), log_normalizer.data<float>(), stream_of(query));
+      if (has_tensor_core_attention(problem, query.device())) {
+        float* normalizer = log_normalizer.data<float>();
+        if (has_hopper_attention(problem, heads_of<T>(out), query.device()))
+          return launch_hopper_attention(problem, heads_of<T>(out), normalizer, query.device());
+        return launch_attention(problem, heads_of<T>(out), normalizer, stream_of(query));
+      }
     forward<<<warp_blocks(log_normalizer.numel()), kWarps * 32, 0, stream_of(query)>>>(
         problem, heads_of<T>(out), pointer<accumulate_t<T>>(log_normalizer));
   });
@@ -223,13 +238,27 @@ void attention_backward(const Tensor& dout, const Tensor& query, const Tensor& k
     const AttentionProblem<D> problem = problem_of<T>(query, key, value, options);
     const Backward<D> backward{problem, heads_of<T>(dout), pointer<A>(log_normalizer), pointer<A>(delta)};
     const int threads = kWarps * 32;
-    if (delta.numel() > 0)
-      row_products<<<warp_blocks(delta.numel()), threads, 0, stream>>>(
+    if (delta.numel() > 0) {
+      constexpr int kPack = 16 / sizeof(D);
+      const auto aligned = [](const D* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; };
+      const bool packed = problem.value.width % kPack == 0 && aligned(pointer<T>(dout)) && aligned(pointer<T>(out));
+      const auto kernel = packed ? row_products<kPack, D> : row_products<1, D>;
+      kernel<<<blocks_for(delta.numel(), kThreads / 16), kThreads, 0, stream>>>(
           problem.batch, problem.heads, problem.queries, heads_of<T>(dout), heads_of<T>(out), pointer<A>(delta));
+    }
     if constexpr (std::is_same_v<T, bfloat16>)
-      if (has_tensor_core_attention(problem))
-        return launch_attention_backward(problem, heads_of<T>(dout), log_normalizer.data<float>(), delta.data<float>(),
-                                         heads_of<T>(dquery), heads_of<T>(dkey), heads_of<T>(dvalue), stream);
+      if (has_tensor_core_attention(problem, query.device())) {
+        const float *normalizer = log_normalizer.data<float>(), *products = delta.data<float>();
+        if (has_hopper_attention(problem, heads_of<T>(dout), query.device()))
+          return launch_hopper_attention_backward(problem, heads_of<T>(dout), normalizer, products, heads_of<T>(dquery),
+                                                  heads_of<T>(dkey), heads_of<T>(dvalue), query.device());
+        launch_attention_backward(problem, heads_of<T>(dout), normalizer, products, heads_of<T>(dquery),
+                                  heads_of<T>(dkey), heads_of<T>(dvalue), stream);
+        if (dposition_key.defined() && dposition_key.numel() > 0)
+          launch_position_gradient(problem, heads_of<T>(dout), normalizer, products, pointer<T>(dposition_key),
+                                   query.device());
+        return;
+      }
     if (delta.numel() > 0)
       query_gradient<<<warp_blocks(delta.numel()), threads, 0, stream>>>(backward, heads_of<T>(dquery));
     const std::int64_t key_warps = key.size(0) * key.size(1) * key.size(2);

@@ -8,6 +8,8 @@
 namespace switchyard::cuda {
 
 constexpr int kMaxHeadWidth = 256;
+constexpr float kLog2e = 1.4426950408889634f;
+using Bf16 = __nv_bfloat16;
 
 /// A [B, T, H, d] operand; stride 1 on d.
 template <class D>
@@ -110,13 +112,34 @@ AttentionProblem<device_t<T>> problem_of(const Tensor& query, const Tensor& key,
   return p;
 }
 
-// Tensor-core versions for bf16 without position keys, in attention_bf16.cu. delta is dout . out per query.
-bool has_tensor_core_attention(const AttentionProblem<__nv_bfloat16>& problem);
-void launch_attention(const AttentionProblem<__nv_bfloat16>& problem, const Heads<__nv_bfloat16>& out,
-                      float* log_normalizer, cudaStream_t stream);
-void launch_attention_backward(const AttentionProblem<__nv_bfloat16>& problem, const Heads<__nv_bfloat16>& dout,
-                               const float* log_normalizer, const float* delta, const Heads<__nv_bfloat16>& dquery,
-                               const Heads<__nv_bfloat16>& dkey, const Heads<__nv_bfloat16>& dvalue,
-                               cudaStream_t stream);
+// Versions for bf16 on the tensor cores; delta is dout . out per query.
+using Problem = AttentionProblem<Bf16>;
+
+/// f(integral_constant) of the head width rounded up to one that has kernels.
+template <class F>
+void with_padded_width(int width, F&& f) {
+  if (width <= 64) f(std::integral_constant<int, 64>{});
+  else if (width <= 80) f(std::integral_constant<int, 80>{});
+  else if (width <= 112) f(std::integral_constant<int, 112>{});
+  else f(std::integral_constant<int, 128>{});
+}
+
+// With mma.sync, in attention_bf16*.cu: every option, heads of up to 128 channels.
+bool has_tensor_core_attention(const Problem& p, Device device);
+void launch_attention(const Problem& p, const Heads<Bf16>& out, float* log_normalizer, cudaStream_t stream);
+void launch_attention_backward(const Problem& p, const Heads<Bf16>& dout, const float* log_normalizer,
+                               const float* delta, const Heads<Bf16>& dquery, const Heads<Bf16>& dkey,
+                               const Heads<Bf16>& dvalue, cudaStream_t stream);
+/// dposition [R, H, d] dense, after launch_attention_backward.
+void launch_position_gradient(const Problem& p, const Heads<Bf16>& dout, const float* log_normalizer,
+                              const float* delta, Bf16* dposition, Device device);
+
+// With wgmma, in attention_hopper*.cu: without position keys, for operands that Hopper's copy engine can read. `out` is
+// the output, or its gradient in the backward pass.
+bool has_hopper_attention(const Problem& p, const Heads<Bf16>& out, Device device);
+void launch_hopper_attention(const Problem& p, const Heads<Bf16>& out, float* log_normalizer, Device device);
+void launch_hopper_attention_backward(const Problem& p, const Heads<Bf16>& dout, const float* log_normalizer,
+                                      const float* delta, const Heads<Bf16>& dquery, const Heads<Bf16>& dkey,
+                                      const Heads<Bf16>& dvalue, Device device);
 
 }  // namespace switchyard::cuda

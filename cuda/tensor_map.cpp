@@ -22,18 +22,24 @@ PFN_cuTensorMapEncodeTiled_v12000 encoder() {
 
 }  // namespace
 
-CUtensorMap tensor_map(const void* base, const std::array<std::int64_t, 3>& sizes,
-                       const std::array<std::int64_t, 2>& strides, int box_lines) {
+CUtensorMap tensor_map(const void* base, std::initializer_list<std::int64_t> sizes,
+                       std::initializer_list<std::int64_t> strides, int box_lines) {
+  constexpr std::size_t kMostAxes = 5;
+  const std::size_t axes = sizes.size();
+  check(axes >= 2 && axes <= kMostAxes && strides.size() == axes - 1, "cuda: a tensor map of ", axes, " axes and ",
+        strides.size(), " strides, expected 2 to 5 axes");
   CUtensorMap map;
-  const cuuint64_t axes[3] = {static_cast<cuuint64_t>(sizes[0]), static_cast<cuuint64_t>(sizes[1]),
-                              static_cast<cuuint64_t>(sizes[2])};
-  const cuuint64_t stride_bytes[2] = {static_cast<cuuint64_t>(strides[0]) * 2, static_cast<cuuint64_t>(strides[1]) * 2};
-  const cuuint32_t box[3] = {64, static_cast<cuuint32_t>(box_lines), 1}, steps[3] = {1, 1, 1};
-  const CUresult result = encoder()(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<void*>(base), axes,
-                                    stride_bytes, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                                    CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  check(result == CUDA_SUCCESS, "cuda: cuTensorMapEncodeTiled refused a tensor of ", sizes[2], " x ", sizes[1], " x ",
-        sizes[0], " elements with strides ", strides[1], ", ", strides[0], " (error ", static_cast<int>(result), ")");
+  cuuint64_t counts[kMostAxes], stride_bytes[kMostAxes];
+  cuuint32_t box[kMostAxes] = {64, static_cast<cuuint32_t>(box_lines), 1, 1, 1};
+  const cuuint32_t steps[kMostAxes] = {1, 1, 1, 1, 1};
+  for (std::size_t i = 0; i < axes; ++i) counts[i] = static_cast<cuuint64_t>(sizes.begin()[i]);
+  for (std::size_t i = 0; i + 1 < axes; ++i) stride_bytes[i] = static_cast<cuuint64_t>(strides.begin()[i]) * 2;
+  const CUresult result =
+      encoder()(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, static_cast<cuuint32_t>(axes), const_cast<void*>(base), counts,
+                stride_bytes, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  check(result == CUDA_SUCCESS, "cuda: cuTensorMapEncodeTiled refused a tensor of ", axes, " axes, the slowest of ",
+        sizes.end()[-1], " (error ", static_cast<int>(result), ")");
   return map;
 }
 

@@ -47,18 +47,18 @@ __device__ inline std::uint32_t pack_bf16(float first, float second) {
   return *reinterpret_cast<const std::uint32_t*>(&packed);
 }
 
-/// Starts copying 16 bytes from global to shared memory, or writing 16 zero bytes where `valid` is false. Both
-/// addresses are aligned to 16 bytes; `from` must be readable only where valid.
-__device__ inline void copy_async(void* to, const void* from, bool valid) {
-  const auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(to));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(valid ? 16 : 0));
-}
-/// The same for 16 or 8 bytes, to an address in shared memory as shared_address() gives it.
+/// Starts copying kBytes (16 or 8) from global to shared memory, or writing as many zero bytes where `valid` is false.
+/// Both addresses are aligned to kBytes, `to` is as shared_address() gives it; `from` must be readable only where
+/// valid.
 template <int kBytes>
 __device__ inline void copy_async_to(std::uint32_t to, const void* from, bool valid) {
   if constexpr (kBytes == 16)
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0));
   else asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from), "r"(valid ? 8 : 0));
+}
+template <int kBytes = 16>
+__device__ inline void copy_async(void* to, const void* from, bool valid) {
+  copy_async_to<kBytes>(static_cast<std::uint32_t>(__cvta_generic_to_shared(to)), from, valid);
 }
 /// Ends a group of copies; groups complete in order.
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;"); }

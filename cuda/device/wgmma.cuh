@@ -235,6 +235,16 @@ __device__ inline void copy_box(void* to, const CUtensorMap& map, int c0, int c1
       : "memory");
 }
 
+/// The same for a tensor of four axes.
+__device__ inline void copy_box(void* to, const CUtensorMap& map, int c0, int c1, int c2, int c3,
+                                std::uint64_t* barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], "
+      "[%2];" ::"r"(shared_address(to)),
+      "l"(&map), "r"(shared_address(barrier)), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
+      : "memory");
+}
+
 /// Registers move between warpgroups: a warpgroup that copies gives up registers, one that multiplies takes more. Each
 /// warp of the group calls it; counts are multiples of 8, and the kernel needs __launch_bounds__(threads, 1).
 template <int kRegisters>

@@ -295,6 +295,59 @@ TEST(CudaAttention, EveryOptionForwardAndBackward) {
       }
 }
 
+/// Lengths that fill several tiles and parts of one, every kind of mask by itself, heads cut out of one tensor.
+TEST(CudaAttention, LongSequences) {
+  SKIP_WITHOUT_GPU();
+  struct Case {
+    std::int64_t width, queries, keys;
+    bool causal, padded, masked, positions, fused;
+    double dropout;
+  };
+  const std::vector<Case> cases = {
+      {64, 300, 300, true, false, false, false, true, 0},    {112, 300, 300, true, false, false, false, true, 0},
+      {112, 130, 577, true, false, false, false, false, 0},  {80, 257, 333, false, true, false, false, false, 0},
+      {128, 384, 384, true, true, true, false, false, 0},    {128, 200, 129, false, false, false, false, false, 0.2},
+      {76, 300, 300, true, false, false, false, true, 0},    {72, 190, 190, true, false, false, false, false, 0.1},
+      {112, 200, 200, true, false, false, true, false, 0},   {41, 150, 333, true, true, false, true, false, 0},
+      {128, 150, 200, false, false, true, true, false, 0.1},
+  };
+  for (const Case& c : cases) {
+    SCOPED_TRACE("width " + std::to_string(c.width) + ", queries " + std::to_string(c.queries) + ", keys " +
+                 std::to_string(c.keys));
+    const std::int64_t batch = 2, heads = 2, offset = c.causal ? c.keys - c.queries : 0;
+    const auto op = [&](const Tensors& in) {
+      ops::AttentionOptions options;
+      options.scale = 0.2;
+      options.causal = c.causal;
+      options.query_offset = offset;
+      if (c.padded) options.key_padding = in[3];
+      if (c.masked) options.mask = in[4];
+      if (c.positions) {
+        options.position_key = in[5];
+        options.position_zero = c.queries + offset - 1;
+      }
+      if (c.dropout > 0) {
+        options.dropout = c.dropout;
+        options.stream = Generator(3, in[0].device()).next(batch * heads * c.queries * c.keys);
+      }
+      const auto part = [&](int i) { return c.fused ? in[7].select(2, i) : in[static_cast<std::size_t>(i)]; };
+      const auto result = ops::attention(part(0), part(1), part(2), options);
+      const auto g = ops::attention_backward(in[6], part(0), part(1), part(2), result, options);
+      return Tensors{result.out, result.log_normalizer, g.dquery, g.dkey, g.dvalue, g.dposition_key};
+    };
+    expect_parity(
+        op,
+        {random_tensor({batch, c.queries, heads, c.width}, 1, DType::bf16),
+         random_tensor({batch, c.keys, heads, c.width}, 2, DType::bf16),
+         random_tensor({batch, c.keys, heads, c.width}, 3, DType::bf16),
+         random_tensor({batch, c.keys}, 4, DType::boolean), random_tensor({c.queries, c.keys}, 5, DType::boolean),
+         random_tensor({2 * (c.queries + c.keys), heads, c.width}, 6, DType::bf16),
+         random_tensor({batch, c.queries, heads, c.width}, 7, DType::bf16),
+         random_tensor({batch, c.queries, 3, heads, c.width}, 8, DType::bf16)},
+        DType::bf16, "attention");
+  }
+}
+
 TEST(CudaAttention, RopeThereAndBack) {
   SKIP_WITHOUT_GPU();
   for (const DType dtype : kFloatingDTypes)
