@@ -71,10 +71,11 @@ TEST(CudaTraining, FollowsTheCpuStepByStep) {
 
 TEST(CudaTraining, ASeedGivesTheSameInitialWeights) {
   SKIP_WITHOUT_GPU();
-  const auto weights = [](Device device) {
+  const auto config = small_model(moe::PositionKind::xl);
+  const auto weights = [&](Device device) {
     Generator generator(5);
     set_default_device(device);
-    const auto model = moe::build_language_model(small_model(moe::PositionKind::xl), generator);
+    const auto model = moe::build_language_model(config, generator);
     set_default_device(Device::cpu());
     return model->parameters();
   };
