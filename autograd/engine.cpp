@@ -24,8 +24,8 @@ void check_finite(const Tensor& tensor, const char* what, const char* op, const 
         " NaN or infinite values of ", tensor.numel(), ", shape ", tensor.shape());
 }
 
-/// A gradient under construction. It grows in place in the first term that others cannot see: a term may be what another
-/// op saved, or part of other gradients.
+/// A gradient under construction. It grows in place in the first term that others cannot see: a term may be what
+/// another op saved, or part of other gradients.
 class Sum {
  public:
   void add(Tensor term) {

@@ -251,8 +251,8 @@ void sgd(const std::vector<ops::SgdSlot>& slots, const Tensor& learning_rate, co
       const auto to_entry = [](const ops::SgdSlot& slot) {
         const bool master = slot.master.defined();
         return SgdEntry<W, G>{
-            slot.parameter.numel(),    pointer<W>(master ? slot.master : slot.parameter), pointer<T>(slot.gradient),
-            pointer<W>(slot.momentum), master ? pointer<bfloat16>(slot.parameter) : nullptr,     slot.weight_decay};
+            slot.parameter.numel(),    pointer<W>(master ? slot.master : slot.parameter),    pointer<T>(slot.gradient),
+            pointer<W>(slot.momentum), master ? pointer<bfloat16>(slot.parameter) : nullptr, slot.weight_decay};
       };
       for_tables<SgdEntry<W, G>>(chosen, to_entry, [&](const auto& table, unsigned pieces) {
         sgd_pieces<<<pieces, kThreads, 0, stream>>>(table, learning_rate.data<double>(), optional(gradient_scale),

@@ -13,7 +13,7 @@ SWITCHYARD_ENTRY(attention_backward, const Tensor& dout, const Tensor& query, co
 /// probabilities [B, H, T, S] in the compute dtype, before dropout.
 SWITCHYARD_ENTRY(attention_probabilities, const Tensor& query, const Tensor& key, const ops::AttentionOptions& options,
                  const Tensor& probabilities)
-/// x and out [B, T, H, d] with stride 1 on d; out may be x itself. cosine, sine [positions, r], r even and at most d; token t has
-/// position first_position + t. inverse rotates back, which is the gradient.
+/// x and out [B, T, H, d] with stride 1 on d; out may be x itself. cosine, sine [positions, r], r even and at most d;
+/// token t has position first_position + t. inverse rotates back, which is the gradient.
 SWITCHYARD_ENTRY(rope, const Tensor& x, const Tensor& cosine, const Tensor& sine, std::int64_t first_position,
                  bool inverse, const Tensor& out)
