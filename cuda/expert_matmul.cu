@@ -1,15 +1,16 @@
-// Expert products: the launchers, the f32 and f64 kernels, and the passes around the products. bf16 products run on the
-// tensor cores (expert_matmul_bf16.cu).
+// Expert products: the launchers, and the f32 and f64 kernels. bf16 products run on the tensor cores
+// (expert_matmul_bf16.cu, expert_product_hopper.cu).
 //
 // A product walks tiles of pairs that belong to one expert and gathers the rows it needs itself. Sums over a token's
-// pairs go through a buffer with a row per pair and a second kernel that adds in choice order: no atomics, so results
-// do not vary. Bytes moved by that pass: (pairs + rows) x width, read and written once.
+// pairs go through a buffer with a row per pair and a second kernel (expert_reduce.cu) that adds in choice order: no
+// atomics, so results do not vary.
 
 #include "core/kernels/copy.h"
 #include "core/kernels/expert_matmul.h"
-#include "cuda/device/reduce.cuh"
+#include "core/ops/norm.h"
 #include "cuda/expert_matmul.cuh"
 #include "cuda/expert_matmul_dense.h"
+#include "cuda/expert_reduce.cuh"
 
 namespace switchyard::cuda {
 namespace {
@@ -90,67 +91,6 @@ __global__ void weight_gradient(WeightGradient<D> g) {
       });
 }
 
-/// out[row] = sum over the row's choices, in order, of gate * products[pair]. A block per row, kWidth columns a thread.
-template <int kWidth, class D>
-__global__ void sum_pairs(const D* products, const std::int32_t* choice_to_pair, const D* gates, int choices_per_row,
-                          int width, D* out) {
-  using A = compute_t<D>;
-  const std::int64_t row = blockIdx.x;
-  for (int column = threadIdx.x * kWidth; column < width; column += blockDim.x * kWidth) {
-    A sums[kWidth] = {};
-    for (int j = 0; j < choices_per_row; ++j) {
-      const std::int64_t choice = row * choices_per_row + j;
-      const std::int32_t pair = choice_to_pair[choice];
-      if (pair < 0) continue;
-      const A gate = gates ? load(gates + choice) : A(1);
-      const auto values =
-          *reinterpret_cast<const Vector<D, kWidth>*>(products + static_cast<std::int64_t>(pair) * width + column);
-#pragma unroll
-      for (int i = 0; i < kWidth; ++i) sums[i] += gate * load(&values.values[i]);
-    }
-    Vector<D, kWidth> result;
-#pragma unroll
-    for (int i = 0; i < kWidth; ++i) result.values[i] = convert<D>(sums[i]);
-    *reinterpret_cast<Vector<D, kWidth>*>(out + row * width + column) = result;
-  }
-}
-
-/// dgates[choice] = x[row] . products[pair] + bias[expert] . dy[row]; 0 where the choice was not taken. A warp each.
-/// With `gates`, the products, once used, are replaced by gate * products.
-template <class D>
-__global__ void gate_gradients(const D* x, RowMap x_rows, D* products, const D* bias, const D* dy, RowMap dy_rows,
-                               const std::int32_t* choice_to_pair, const std::int32_t* offsets, int experts,
-                               std::int64_t choices, int inner, int outer, const D* gates, D* dgates) {
-  using A = compute_t<D>;
-  const std::int64_t choice = static_cast<std::int64_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
-  const int lane = threadIdx.x % 32;
-  if (choice >= choices) return;
-  const int pair = choice_to_pair[choice];
-  A sum = 0;
-  if (pair >= 0) {
-    const D* row = x + x_rows.row(pair) * inner;
-    D* product = products + static_cast<std::int64_t>(pair) * inner;
-    const A gate = gates ? load(gates + choice) : A(1);
-    for (int i = lane; i < inner; i += 32) {
-      const A value = load(product + i);
-      sum += load(row + i) * value;
-      if (gates) product[i] = convert<D>(gate * value);
-    }
-    if (bias) {
-      int expert = 0;
-      for (int last = experts; last - expert > 1;) {
-        const int middle = (expert + last) / 2;
-        (offsets[middle] <= pair ? expert : last) = middle;
-      }
-      const D* gradient = dy + dy_rows.row(pair) * outer;
-      for (int i = lane; i < outer; i += 32)
-        sum += load(bias + static_cast<std::int64_t>(expert) * outer + i) * load(gradient + i);
-    }
-  }
-  sum = warp_reduce(sum, Add{});
-  if (lane == 0) dgates[choice] = convert<D>(sum);
-}
-
 /// dbias[expert] = sum over its pairs of gate * dy[row]. A block per expert and 64 columns, 4 groups of threads.
 template <class D>
 __global__ void bias_gradients(WeightGradient<D> g, D* dbias) {
@@ -169,75 +109,82 @@ __global__ void bias_gradients(WeightGradient<D> g, D* dbias) {
 }
 
 template <class T>
-void multiply_pairs(const Tensor& source, Rows source_rows, const Tensor& weight, const Tensor& bias,
-                    const Tensor& gates, const ops::RoutingPlan& plan, ops::Activation activation, const Tensor& y) {
-  using D = device_t<T>;
-  const PairProduct<D> product{pointer<T>(source),
-                               row_map(plan, source_rows),
-                               pointer<T>(weight),
-                               weight.stride(0),
-                               weight.stride(1),
-                               weight.stride(2),
-                               pointer<T>(bias),
-                               pointer<T>(gates),
-                               plan.expert_offsets.data<std::int32_t>(),
-                               static_cast<int>(plan.experts),
-                               static_cast<int>(weight.size(1)),
-                               static_cast<int>(weight.size(2)),
-                               activation,
-                               pointer<T>(y)};
-  const cudaStream_t stream = stream_of(y);
+PairProduct<device_t<T>> product_of(const Tensor& source, Rows source_rows, const Tensor& weight, const Tensor& bias,
+                                    const Tensor& gates, const ops::RoutingPlan& plan, ops::Activation activation,
+                                    const Tensor& y) {
+  return {pointer<T>(source),
+          row_map(plan, source_rows),
+          pointer<T>(weight),
+          weight.stride(0),
+          weight.stride(1),
+          weight.stride(2),
+          pointer<T>(bias),
+          pointer<T>(gates),
+          plan.expert_offsets.data<std::int32_t>(),
+          static_cast<int>(plan.experts),
+          static_cast<int>(weight.size(1)),
+          static_cast<int>(weight.size(2)),
+          activation,
+          pointer<T>(y)};
+}
+
+template <class D>
+void multiply_pairs(const PairProduct<D>& product, const ops::RoutingPlan& plan, const Tensor& y) {
+  const Context& ctx = context(y.device());
   if (plan.max_pairs() == 0 || y.numel() == 0) return;
   // Pairs that a mask leaves out have no product: their rows are zeroed, so that nothing unwritten is ever read.
   if (plan.choices * plan.slots == plan.experts) fill(y, 0);
-  if constexpr (std::is_same_v<T, bfloat16>) {
-    if (!launch_pair_product_hopper(product, plan.max_pairs(), context(y.device())))
-      launch_pair_product(product, max_tiles(plan, kTensorCoreRows), stream);
+  if constexpr (std::is_same_v<D, __nv_bfloat16>) {
+    if (hopper_tile_columns(product, ctx) > 0) launch_pair_product_hopper(product, plan.max_pairs(), ctx);
+    else launch_pair_product(product, max_tiles(plan, kTensorCoreRows), ctx.stream);
   } else {
-    pair_product<<<dim3(blocks_for(max_tiles(plan, kTile), 1), blocks_for(product.outer, kTile)), 256, 0, stream>>>(
-        product);
+    const dim3 grid(blocks_for(max_tiles(plan, kTile), 1), blocks_for(product.outer, kTile));
+    pair_product<<<grid, 256, 0, ctx.stream>>>(product);
     check_launch("expert_matmul");
   }
 }
 
-/// Sums the pairs of each row or token of `out`.
+/// What becomes of products [pairs, width] that have `rows` output rows. x, dx and dgates may be undefined.
 template <class T>
-void sum_into_rows(const Tensor& products, const Tensor& gates, const ops::RoutingPlan& plan, const Tensor& out) {
-  if (out.numel() == 0) return;
-  const int per_row = static_cast<int>(plan.max_pairs() / out.size(0)), width = static_cast<int>(out.size(1));
-  constexpr int kWide = 16 / sizeof(T);
-  const auto launch = [&](auto access) {
-    const int threads = std::clamp((width / access.value + 31) / 32 * 32, 32, 256);
-    sum_pairs<access.value><<<blocks_for(out.size(0), 1), threads, 0, stream_of(out)>>>(
-        pointer<T>(products), plan.choice_to_pair.data<std::int32_t>(), pointer<T>(gates), per_row, width,
-        pointer<T>(out));
-  };
-  if (width % kWide == 0) launch(std::integral_constant<int, kWide>{});  // new tensors are aligned to 16 bytes and more
-  else launch(std::integral_constant<int, 1>{});
-  check_launch("expert_matmul: sum over pairs");
+PairSum<device_t<T>> sum_of(const Tensor& products, std::int64_t rows, const Tensor& gates,
+                            const ops::RoutingPlan& plan, const Tensor& dx, const Tensor& x, const Tensor& dgates) {
+  return {pointer<T>(products),
+          plan.choice_to_pair.data<std::int32_t>(),
+          pointer<T>(gates),
+          rows,
+          static_cast<int>(rows == 0 ? 0 : plan.max_pairs() / rows),
+          static_cast<int>(products.size(1)),
+          pointer<T>(dx),
+          pointer<T>(x),
+          pointer<T>(dgates)};
 }
 
 template <class T>
 void input_backward(const Tensor& dy, const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& gates,
                     const ops::RoutingPlan& plan, const ops::ExpertMatmulOptions& options, const Tensor& dx,
                     const Tensor& dgates) {
+  using D = device_t<T>;
+  const cudaStream_t stream = stream_of(x);
   const bool by_pair = options.input == Rows::pair;
-  const Tensor transposed = weight.transpose(1, 2);
-  if (by_pair && !dgates.defined())
-    return multiply_pairs<T>(dy, options.output, transposed, {}, gates, plan, ops::Activation::identity, dx);
-  const bool in_place = by_pair && dx.defined();
-  const Tensor products = in_place ? dx : Tensor::empty({plan.max_pairs(), x.size(1)}, x.dtype(), x.device());
-  multiply_pairs<T>(dy, options.output, transposed, {}, {}, plan, ops::Activation::identity, products);
-  if (dgates.defined() && dgates.numel() > 0) {
-    gate_gradients<<<blocks_for(plan.max_pairs(), 8), 256, 0, stream_of(x)>>>(
-        pointer<T>(x), row_map(plan, options.input), pointer<T>(products), pointer<T>(bias), pointer<T>(dy),
-        row_map(plan, options.output), plan.choice_to_pair.data<std::int32_t>(),
-        plan.expert_offsets.data<std::int32_t>(), static_cast<int>(plan.experts), plan.max_pairs(),
-        static_cast<int>(x.size(1)), static_cast<int>(dy.size(1)), in_place ? pointer<T>(gates) : nullptr,
-        pointer<T>(dgates));
-    check_launch("expert_matmul_input_backward: gates");
+  const Tensor products =
+      by_pair && dx.defined() ? dx : Tensor::empty({plan.max_pairs(), x.size(1)}, x.dtype(), x.device());
+  const bool weigh_later = by_pair && dgates.defined();
+  const auto product =
+      product_of<T>(dy, options.output, weight.transpose(1, 2), {}, by_pair && !weigh_later ? gates : Tensor{}, plan,
+                    ops::Activation::identity, products);
+  PairSum<D> sum = sum_of<T>(products, x.size(0), gates, plan, by_pair ? Tensor{} : dx, x, dgates);
+  Tensor bias_products;
+  if (bias.defined() && dgates.defined()) {
+    bias_products = Tensor::empty({plan.max_pairs()}, ops::compute_dtype(x.dtype()), x.device());
+    auto* to = reinterpret_cast<compute_t<D>*>(bias_products.raw());
+    launch_bias_products(pointer<T>(bias), pointer<T>(dy), row_map(plan, options.output), sum, product.offsets,
+                         product.experts, product.inner, to, stream);
+    sum.bias_products = to;
   }
-  if (!by_pair && dx.defined()) sum_into_rows<T>(products, gates, plan, dx);
+  const RowMap x_rows = row_map(plan, options.input);
+  multiply_pairs(product, plan, products);
+  if (weigh_later) launch_gate_gradients(sum, x_rows, dx.defined() ? product.y : nullptr, stream);
+  if (!by_pair) launch_sum_pairs(sum, x_rows, stream);
 }
 
 }  // namespace
@@ -248,10 +195,11 @@ void expert_matmul(const Tensor& x, const Tensor& weight, const Tensor& bias, co
   dispatch_floating(x.dtype(), "expert_matmul", [&](auto tag) {
     using T = typename decltype(tag)::type;
     if (options.output == Rows::pair)
-      return multiply_pairs<T>(x, options.input, weight, bias, gates, plan, options.activation, y);
+      return multiply_pairs(product_of<T>(x, options.input, weight, bias, gates, plan, options.activation, y), plan, y);
     const Tensor products = Tensor::empty({plan.max_pairs(), weight.size(2)}, x.dtype(), x.device());
-    multiply_pairs<T>(x, options.input, weight, bias, {}, plan, ops::Activation::identity, products);
-    sum_into_rows<T>(products, gates, plan, y);
+    multiply_pairs(product_of<T>(x, options.input, weight, bias, {}, plan, ops::Activation::identity, products), plan,
+                   products);
+    launch_sum_pairs(sum_of<T>(products, y.size(0), gates, plan, y, {}, {}), {}, stream_of(y));
   });
 }
 

@@ -102,9 +102,11 @@ struct WeightGradient {
   }
 };
 
-/// The product by Hopper's matrix instructions, in expert_product_hopper.cu. false, with nothing launched, where the
-/// GPU, the sizes or the activation do not allow it.
-bool launch_pair_product_hopper(const PairProduct<__nv_bfloat16>& product, std::int64_t max_pairs, const Context& ctx);
+/// Columns of y that a tile of launch_pair_product_hopper has; 0 where the GPU, the sizes or the activation do not
+/// allow that function.
+int hopper_tile_columns(const PairProduct<__nv_bfloat16>& product, const Context& ctx);
+/// The product by Hopper's matrix instructions, in expert_product_hopper.cu.
+void launch_pair_product_hopper(const PairProduct<__nv_bfloat16>& product, std::int64_t max_pairs, const Context& ctx);
 // Tensor-core versions for bf16, in expert_matmul_bf16.cu.
 void launch_pair_product(const PairProduct<__nv_bfloat16>& product, std::int64_t tiles, cudaStream_t stream);
 void launch_weight_gradient(const WeightGradient<__nv_bfloat16>& gradient, int experts, Device device);

@@ -1,9 +1,9 @@
 // Expert products in bf16 on Hopper: rows gathered by one warpgroup, multiplied by two others with wgmma.
 //
 // A block stays on its multiprocessor and makes one tile after another: up to 128 kBlocks pairs of one expert by
-// kColumns columns. Warpgroup 0 gathers rows of x and of the weight with cp.async, 64 of the inner size a step, into a
-// ring of kStages stages and runs ahead of the products, also into the next tile. Warpgroups 1 and 2 own every other 64
-// rows. A barrier per stage says that it is full, another that it is free again.
+// kColumns columns. Warpgroup 0 gathers rows with cp.async and has the copy engine bring the weight, 64 of the inner
+// size a step, into a ring of kStages stages; it runs ahead of the products, also into the next tile. Warpgroups 1 and
+// 2 own every other 64 rows. A barrier per stage says that it is full, another that it is free again.
 //
 // What a tile costs is the rows fetched from the second-level cache: (rows + columns) x inner for 2 x rows x columns x
 // inner operations. So tiles are 128 x 256 or 256 x 128, the most that the registers of two warpgroups can sum.
@@ -30,55 +30,87 @@ __device__ inline void store_vector(Bf16* row, int column, int width, const Vect
       *reinterpret_cast<Vector<Bf16, 4>*>(row + column + i) = reinterpret_cast<const Vector<Bf16, 4>*>(&values)[i / 4];
 }
 
-/// Finishes and stores 16 rows of a warp, 64 columns at a time by way of shared memory, so that lines are written
-/// whole.
+/// A warp's 16 rows of a tile on their way to y. Each step is a loop of its own over the sums: tests inside one loop
+/// would cost more than the products where the inner size is small.
 template <int kColumns>
-__device__ inline void store_rows(const PairProduct<Bf16>& p, const Where& tile, int first_row,
-                                  const float (&sums)[kColumns / 2], Bf16* results) {
+struct Rows16 {
+  const PairProduct<Bf16>& p;
+  const Where& tile;
+  float (&sums)[kColumns / 2];
+  int first_row;  // of the tile
+
   const int lane = threadIdx.x % 32, group = lane / 4, member = lane % 4;
   const int rows = tile.count - first_row, first_pair = tile.first + first_row;
-  float gates[2] = {1.0f, 1.0f};
-  if (p.gates)
+
+  /// Calls f(row of the 16, column of y, sum, sum of the next column) for all sums of this lane.
+  template <class F>
+  __device__ void for_each_pair(F f) {
+#pragma unroll
+    for (int n = 0; n < kColumns / 8; ++n)
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        f(group + half * 8, tile.column + n * 8 + member * 2, sums[n * 4 + half * 2], sums[n * 4 + half * 2 + 1]);
+  }
+
+  __device__ void add_bias() {
+    const Bf16* bias = p.bias + static_cast<std::int64_t>(tile.expert) * p.outer;
+    for_each_pair([&](int, int column, float& first, float& second) {
+      if (column >= p.outer) return;
+      first += load(bias + column);
+      second += load(bias + column + 1);
+    });
+  }
+
+  __device__ void apply_relu() {
+    for_each_pair([](int, int, float& first, float& second) {
+      first = apply_unary<ops::Activation::relu>(first);
+      second = apply_unary<ops::Activation::relu>(second);
+    });
+  }
+
+  __device__ void apply_gates() {
+    float gates[2] = {};
 #pragma unroll
     for (int half = 0; half < 2; ++half)
       if (group + half * 8 < rows)
         gates[half] = load(p.gates + p.source_rows.pair_to_choice[first_pair + group + half * 8]);
-#pragma unroll
-  for (int first = 0; first < kColumns; first += kLineValues) {
-    constexpr int kBlockColumns = 8;
-#pragma unroll
-    for (int n = 0; n < kLineValues / kBlockColumns && first + n * kBlockColumns < kColumns; ++n) {
-      const int column = tile.column + first + n * kBlockColumns + member * 2;
-      float bias[2] = {0.0f, 0.0f};
-      if (p.bias && column < p.outer) {
-        const Bf16* from = p.bias + static_cast<std::int64_t>(tile.expert) * p.outer + column;
-        bias[0] = load(from);
-        bias[1] = load(from + 1);
-      }
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        float value[2];
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          value[i] = sums[(first / kBlockColumns + n) * 4 + half * 2 + i] + bias[i];
-          if (p.activation == ops::Activation::relu) value[i] = apply_unary<ops::Activation::relu>(value[i]);
-          value[i] *= gates[half];
-        }
-        *reinterpret_cast<std::uint32_t*>(results + swizzled(group + half * 8, n) + member * 2) =
-            pack_bf16(value[0], value[1]);
-      }
-    }
-    __syncwarp();
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int row = i * 4 + lane / 8, vector = lane % 8, column = first + vector * kVector;
-      if (row < rows && column < kColumns)
-        store_vector(p.y + static_cast<std::int64_t>(first_pair + row) * p.outer, tile.column + column, p.outer,
-                     *reinterpret_cast<const Vector<Bf16, kVector>*>(results + swizzled(row, vector)));
-    }
-    __syncwarp();
+    for_each_pair([&](int row, int, float& first, float& second) {
+      first *= gates[row / 8];
+      second *= gates[row / 8];
+    });
   }
-}
+
+  /// 64 columns at a time by way of shared memory, so that lines are written whole.
+  __device__ void store(Bf16* results) {
+#pragma unroll
+    for (int begin = 0; begin < kColumns; begin += kLineValues) {
+#pragma unroll
+      for (int n = 0; n < 8 && begin + n * 8 < kColumns; ++n)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const float* from = &sums[(begin / 8 + n) * 4 + half * 2];
+          *reinterpret_cast<std::uint32_t*>(results + swizzled(group + half * 8, n) + member * 2) =
+              pack_bf16(from[0], from[1]);
+        }
+      __syncwarp();
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int row = i * 4 + lane / 8, vector = lane % 8, column = begin + vector * kVector;
+        if (row < rows && column < kColumns)
+          store_vector(p.y + static_cast<std::int64_t>(first_pair + row) * p.outer, tile.column + column, p.outer,
+                       *reinterpret_cast<const Vector<Bf16, kVector>*>(results + swizzled(row, vector)));
+      }
+      __syncwarp();
+    }
+  }
+
+  __device__ void finish(Bf16* results) {
+    if (p.bias) add_bias();
+    if (p.activation == ops::Activation::relu) apply_relu();
+    if (p.gates) apply_gates();
+    store(results);
+  }
+};
 
 /// A multiplying warpgroup's part of one tile: every other block of 64 rows.
 template <int kColumns, int kBlocks, Major kWeight>
@@ -96,18 +128,17 @@ __device__ inline void multiply(const PairProduct<Bf16>& p, const Where& tile, S
     fence_async_proxy();
     const Bf16* rows = shared.stages[stage].rows + group * 64 * kDepth;
     const Bf16* weight = shared.stages[stage].weight;
-    const auto multiply_block = [&](int block) {
-      wgmma_fence();
+    wgmma_fence();
+    // All blocks, also where a tile has pairs for the first only: a branch would make the compiler wait after each.
 #pragma unroll
-      for (int k = 0; k < kDepth; k += 16)
+    for (int k = 0; k < kDepth; k += 16)
+#pragma unroll
+      for (int block = 0; block < kBlocks; ++block)
         Wgmma<kColumns>::template multiply<Major::depth, kWeight>(
             sums[block], depth_operand(rows + block * kUnitRows * kDepth + k),
             kWeight == Major::depth ? depth_operand(weight + k)
                                     : wide_operand(weight + k * kLineValues, kLineValues * kDepth * sizeof(Bf16)),
             step > begin || k > 0);
-    };
-    multiply_block(0);
-    if (kBlocks > 1 && tile.count > kUnitRows) multiply_block(kBlocks - 1);
     wgmma_commit();
     wgmma_wait<1>();
     if (step > begin) release(step - 1);
@@ -116,8 +147,8 @@ __device__ inline void multiply(const PairProduct<Bf16>& p, const Where& tile, S
   release(step - 1);
 #pragma unroll
   for (int block = 0; block < kBlocks; ++block)
-    store_rows<kColumns>(p, tile, block * kUnitRows + group * 64 + warp * 16, sums[block],
-                         shared.results[threadIdx.x / 32 - 4]);
+    Rows16<kColumns>{p, tile, sums[block], block * kUnitRows + group * 64 + warp * 16}.finish(
+        shared.results[threadIdx.x / 32 - kGroup / 32]);
 }
 
 #endif
@@ -150,8 +181,24 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
 #endif
 }
 
+bool weight_along_depth(const PairProduct<Bf16>& p) { return p.weight_stride_inner == 1 && p.weight_stride_outer != 1; }
+
+/// Whether rows of `stride` elements, read `width` wide from `base` on, can be copied in vectors of `bytes`.
+bool copyable(const void* base, std::int64_t stride, std::int64_t width, int bytes) {
+  return reinterpret_cast<std::uintptr_t>(base) % bytes == 0 && stride * 2 % bytes == 0 && width * 2 % bytes == 0;
+}
+
+/// The same for both operands.
+bool fits(const PairProduct<Bf16>& p, int bytes) {
+  const bool along_depth = weight_along_depth(p);
+  return copyable(p.source, p.inner, p.inner, bytes) && p.weight_stride_expert * 2 % bytes == 0 &&
+         copyable(p.weight, along_depth ? p.weight_stride_outer : p.weight_stride_inner,
+                  along_depth ? p.inner : p.outer, bytes);
+}
+
 template <int kColumns, int kBlocks>
-void launch(const PairProduct<Bf16>& p, bool along_depth, bool aligned, std::int64_t pairs, const Context& ctx) {
+void launch(const PairProduct<Bf16>& p, std::int64_t pairs, const Context& ctx) {
+  const bool along_depth = weight_along_depth(p), aligned = fits(p, 16);
   constexpr std::size_t kBytes = sizeof(Shared<kColumns, kBlocks>);
   Copies copies{{}, {}, aligned, p.source_rows.choices_per_row == 0};
   if (aligned && along_depth)
@@ -174,35 +221,28 @@ void launch(const PairProduct<Bf16>& p, bool along_depth, bool aligned, std::int
   check_launch("expert_matmul");
 }
 
-/// Whether rows of `stride` elements, read `width` wide from `base` on, can be copied in vectors of `bytes`.
-bool copyable(const void* base, std::int64_t stride, std::int64_t width, int bytes) {
-  return reinterpret_cast<std::uintptr_t>(base) % bytes == 0 && stride * 2 % bytes == 0 && width * 2 % bytes == 0;
-}
-
 }  // namespace
 
-bool launch_pair_product_hopper(const PairProduct<Bf16>& p, std::int64_t pairs, const Context& ctx) {
+int hopper_tile_columns(const PairProduct<Bf16>& p, const Context& ctx) {
   using ops::Activation;
-  const bool along_depth = p.weight_stride_inner == 1 && p.weight_stride_outer != 1;
-  const auto fits = [&](int bytes) {
-    return copyable(p.source, p.inner, p.inner, bytes) &&
-           copyable(p.weight, along_depth ? p.weight_stride_outer : p.weight_stride_inner,
-                    along_depth ? p.inner : p.outer, bytes) &&
-           copyable(p.weight, p.weight_stride_expert, 8, bytes);
-  };
-  const bool usable = ctx.hopper && fits(8) && copyable(p.y, p.outer, p.outer, 8) &&
+  const bool usable = ctx.hopper && fits(p, 8) && copyable(p.y, p.outer, p.outer, 8) &&
                       (p.activation == Activation::identity || p.activation == Activation::relu);
-  if (!usable) return false;
-  const bool aligned = fits(16);
+  if (!usable) return 0;
   // The tile that wastes the fewest columns; among equals the widest, which gathers the rows least often.
-  const auto columns = [&](int width) { return (p.outer + width - 1) / width * width; };
-  const int least = std::min({columns(256), columns(128), columns(112), columns(80), columns(64)});
-  if (columns(256) == least) launch<256, 1>(p, along_depth, aligned, pairs, ctx);
-  else if (columns(128) == least) launch<128, 2>(p, along_depth, aligned, pairs, ctx);
-  else if (columns(112) == least) launch<112, 2>(p, along_depth, aligned, pairs, ctx);
-  else if (columns(80) == least) launch<80, 2>(p, along_depth, aligned, pairs, ctx);
-  else launch<64, 2>(p, along_depth, aligned, pairs, ctx);
-  return true;
+  int best = 256;
+  for (const int columns : {128, 112, 80, 64})
+    if (blocks_for(p.outer, columns) * columns < blocks_for(p.outer, best) * best) best = columns;
+  return best;
+}
+
+void launch_pair_product_hopper(const PairProduct<Bf16>& p, std::int64_t pairs, const Context& ctx) {
+  switch (hopper_tile_columns(p, ctx)) {
+    case 256: return launch<256, 1>(p, pairs, ctx);
+    case 128: return launch<128, 2>(p, pairs, ctx);
+    case 112: return launch<112, 2>(p, pairs, ctx);
+    case 80: return launch<80, 2>(p, pairs, ctx);
+    default: return launch<64, 2>(p, pairs, ctx);
+  }
 }
 
 }  // namespace switchyard::cuda
