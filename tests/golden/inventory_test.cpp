@@ -12,7 +12,7 @@ TEST(Inventory, every_file_belongs_to_a_family) {
   }
   EXPECT_FALSE(counts.empty()) << "no golden file in " << folder();
   for (const auto& [family, count] : counts) {
-    const bool covered = !family.starts_with(kUncoveredPrefix);
+    const bool covered = family != kUncoveredPrefix + "*";
     std::printf("golden: %s %d files%s\n", family.c_str(), count, covered ? "" : " not covered yet");
   }
 }
