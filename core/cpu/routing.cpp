@@ -3,6 +3,7 @@
 
 #include "core/kernels/routing.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -54,6 +55,26 @@ void top_k_row(const T* scores, const bool* excluded, std::int64_t experts, std:
     best[at] = next;
   }
   for (std::int64_t j = 0; j < k; ++j) indices[j] = best[static_cast<std::size_t>(j)].expert;
+}
+
+/// Marks experts, best first, until their scores reach the share of the row's sum.
+template <class T>
+void select_share_row(const T* scores, std::int64_t experts, double share, bool* mask,
+                      std::vector<Candidate<accumulate_t<T>>>& order) {
+  using A = accumulate_t<T>;
+  order.clear();
+  A sum = 0, before = 0;
+  for (std::int64_t expert = 0; expert < experts; ++expert) {
+    order.push_back(candidate<T, A>(scores, nullptr, expert));
+    sum += static_cast<A>(scores[expert]);
+    mask[expert] = false;
+  }
+  std::sort(order.begin(), order.end(), [](const auto& a, const auto& b) { return a.better_than(b); });
+  for (const auto& next : order) {
+    mask[next.expert] = true;
+    before += next.score / sum;
+    if (before >= static_cast<A>(share)) break;  // never where the sum is 0: no comparison with NaN holds
+  }
 }
 
 /// The gates of one row as a function of an expert's score.
@@ -137,6 +158,18 @@ void top_k(const Tensor& scores, const Tensor& excluded, const Tensor& indices) 
       for (std::int64_t row = first; row < last; ++row) {
         top_k_row(in + row * experts, skip ? skip + row * experts : nullptr, experts, k, out + row * k, best);
       }
+    });
+  });
+}
+
+void select_share(const Tensor& scores, double share, const Tensor& mask) {
+  const std::int64_t experts = scores.size(1);
+  dispatch_floating(scores.dtype(), "select_share", [&]<class T>(TypeTag<T>) {
+    parallel_for(0, scores.size(0), std::max<std::int64_t>(1, 4096 / experts), [&](auto first, auto last) {
+      std::vector<Candidate<accumulate_t<T>>> order;
+      order.reserve(static_cast<std::size_t>(experts));
+      for (std::int64_t row = first; row < last; ++row)
+        select_share_row(scores.data<T>() + row * experts, experts, share, mask.data<bool>() + row * experts, order);
     });
   });
 }

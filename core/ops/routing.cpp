@@ -74,6 +74,17 @@ Tensor top_k(const Tensor& scores, std::int64_t k, const Tensor& excluded) {
   return indices;
 }
 
+Tensor select_share(const Tensor& scores, double share) {
+  check(scores.defined() && scores.rank() >= 1, "select_share: scores must have at least one axis");
+  check(is_floating(scores.dtype()), "select_share: scores must be floating, got ", scores.dtype());
+  check(share >= 0 && share <= 1, "select_share: share is ", share, ", expected 0 to 1");
+  const Tensor mask = Tensor::empty(scores.shape(), DType::boolean, scores.device());
+  if (mask.numel() == 0) return mask;
+  const Shape rows = {scores.numel() / scores.size(-1), scores.size(-1)};
+  SWITCHYARD_DISPATCH(scores.device(), select_share, scores.contiguous().view(rows), share, mask.view(rows));
+  return mask;
+}
+
 Tensor expert_gates(const Tensor& scores, const Tensor& indices, GateFunction function, DType dtype) {
   check_gate_operands("expert_gates", scores, indices, dtype);
   const Tensor gates = Tensor::empty(indices.shape(), dtype, scores.device());

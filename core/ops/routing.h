@@ -30,6 +30,11 @@ struct RoutingPlan {
 /// `excluded` (bool, scores' shape, or undefined) marks experts that are chosen only when nothing else is left.
 Tensor top_k(const Tensor& scores, std::int64_t k, const Tensor& excluded = {});
 
+/// The experts that together have a share of each row's total score: scores [..., E] -> bool [..., E]. In the order of
+/// top_k an expert is taken while the shares (score / sum of the row) of those before it do not reach `share`, 0 to 1;
+/// the first always is, and all are where that is never reached, as in a row of zeros. Meant for scores of 0 or more.
+Tensor select_share(const Tensor& scores, double share);
+
 /// What a chosen expert's result is weighted by, from the scores of its row.
 enum class GateFunction {
   sigmoid,            ///< of its own score

@@ -29,8 +29,10 @@ inline std::filesystem::path folder() {
 }
 
 /// A family is named by how its files' names begin.
-inline const std::vector<std::string> kFamilies = {"switchhead_rope",         "switchhead_xl", "sigma_moe",
-                                                   "switchall_lm_trajectory", "torch_ops",     "d2dmoe_sparsity"};
+inline const std::vector<std::string> kFamilies = {
+    "switchhead_rope", "switchhead_xl",   "sigma_moe",   "switchall_lm_trajectory",
+    "torch_ops",       "d2dmoe_sparsity", "d2dmoe_gate",
+};
 inline const std::string kUncoveredPrefix = "d2dmoe_";
 
 /// The family that a file belongs to: one of kFamilies, "d2dmoe_*" for files of D2DMoE not covered yet, or "" for none.

@@ -1,0 +1,23 @@
+// The share of a row's scores: the GPU adds up what the CPU sorts.
+
+#include "core/ops/routing.h"
+#include "tests/cuda/parity.h"
+
+namespace switchyard {
+namespace {
+
+using namespace testing;
+
+TEST(CudaSelectShare, OfShortAndLongRows) {
+  SKIP_WITHOUT_GPU();
+  for (const DType dtype : kFloatingDTypes)
+    for (const std::int64_t experts : {1, 6, 33, 768})
+      for (const double share : {0.0, 0.3, 0.71}) {
+        const auto op = [share](const Tensors& in) { return Tensors{ops::select_share(in[0], share)}; };
+        expect_parity(op, {random_tensor({50, experts}, 1, dtype, 0, 1)}, dtype, "select_share");
+        expect_parity(op, {Tensor::zeros({3, experts}, dtype)}, dtype, "select_share of zeros");
+      }
+}
+
+}  // namespace
+}  // namespace switchyard
