@@ -148,10 +148,10 @@ __global__ void __launch_bounds__(kMaxThreads) norm_backward(BackwardRows<D> in)
   }
 }
 
-constexpr int kColumns = 32, kRowGroups = 32;
+constexpr int kColumns = 8, kRowGroups = 128;  // few columns a block, so that narrow sums fill the GPU too
 
 /// out[column] = sum over rows of partial[row, column]; blockIdx.y picks one of two such sums. Groups of rows are added
-/// side by side, then the groups, always in the same order.
+/// side by side, then the groups by a warp per column, always in the same order.
 template <class Out, class A>
 __global__ void sum_rows(const A* first, const A* second, int rows, int width, Out* first_out, Out* second_out) {
   __shared__ A groups[kRowGroups][kColumns + 1];
@@ -165,9 +165,12 @@ __global__ void sum_rows(const A* first, const A* second, int rows, int width, O
       sum += partial[static_cast<std::int64_t>(row) * width + column];
   groups[threadIdx.y][threadIdx.x] = sum;
   __syncthreads();
-  sum = warp_reduce(groups[threadIdx.x][threadIdx.y], Add{});  // transposed: a warp per column
-  const int reduced = blockIdx.x * kColumns + threadIdx.y;
-  if (threadIdx.x == 0 && reduced < width) out[reduced] = convert<Out>(sum);
+  const int thread = threadIdx.y * kColumns + threadIdx.x, lane = thread % 32, mine = thread / 32;
+  if (mine >= kColumns || blockIdx.x * kColumns + mine >= width) return;
+  sum = 0;
+  for (int group = lane; group < kRowGroups; group += 32) sum += groups[group][mine];
+  sum = warp_reduce(sum, Add{});
+  if (lane == 0) out[blockIdx.x * kColumns + mine] = convert<Out>(sum);
 }
 
 /// Calls f(Spread, threads) with the widest access that rows and addresses allow.

@@ -1,5 +1,5 @@
-// Optimiser updates over all parameters in few launches. Tensors are cut into pieces of kPiece elements, a block each;
-// the table of tensors travels as a kernel argument. AdamW reads gradient, weights and both moments and writes the last
+// Optimiser updates over all parameters in few launches. Tensors are cut into pieces, a block each; the
+// table of tensors travels as a kernel argument. AdamW reads gradient, weights and both moments and writes the last
 // three: 28 bytes an element, in fp32 as well as in bf16 with a copy in fp32.
 
 #include "core/kernels/optim.h"
@@ -9,10 +9,9 @@
 namespace switchyard::cuda {
 namespace {
 
-constexpr std::int64_t kPiece = 4096;
 constexpr int kTableSize = 48;  // keeps a launch's arguments below 4 KiB
 
-/// Up to kTableSize tensors and the number of the first piece of each.
+/// Up to kTableSize tensors and the number of the first piece of each. An Entry says how many elements a piece has.
 template <class Entry>
 struct Table {
   int count = 0;
@@ -23,7 +22,7 @@ struct Table {
   __device__ int find(std::int64_t piece, std::int64_t* begin) const {
     int entry = 0;
     while (first_piece[entry + 1] <= piece) ++entry;
-    *begin = (piece - first_piece[entry]) * kPiece;
+    *begin = (piece - first_piece[entry]) * Entry::kPiece;
     return entry;
   }
 };
@@ -40,7 +39,8 @@ void for_tables(const std::vector<Slot>& slots, ToEntry to_entry, Launch launch)
     if (table.count == kTableSize) flush();
     const Entry entry = to_entry(slot);
     table.entries[table.count] = entry;
-    table.first_piece[table.count + 1] = table.first_piece[table.count] + (entry.numel + kPiece - 1) / kPiece;
+    table.first_piece[table.count + 1] =
+        table.first_piece[table.count] + (entry.numel + Entry::kPiece - 1) / Entry::kPiece;
     ++table.count;
   }
   flush();
@@ -51,6 +51,7 @@ void for_tables(const std::vector<Slot>& slots, ToEntry to_entry, Launch launch)
 template <int kWidth, class F>
 __device__ inline void for_vectors(bool aligned, std::int64_t begin, std::int64_t end, F f) {
   const std::int64_t middle = aligned ? end - (end - begin) % kWidth : begin;
+#pragma unroll 4
   for (std::int64_t i = begin + threadIdx.x * kWidth; i < middle; i += blockDim.x * kWidth)
     f(std::integral_constant<int, kWidth>{}, i);
   for (std::int64_t i = middle + threadIdx.x; i < end; i += blockDim.x) f(std::integral_constant<int, 1>{}, i);
@@ -73,6 +74,7 @@ bool all_aligned(std::initializer_list<Tensor> tensors) {
 
 template <class W, class G>
 struct AdamWEntry {
+  static constexpr std::int64_t kPiece = 4096;
   std::int64_t numel;
   W* weights;
   const G* gradient;
@@ -103,7 +105,7 @@ __global__ void adamw_pieces(Table<AdamWEntry<W, G>> table, const AdamWStep* ste
   const W inverse_root = static_cast<W>(step->inverse_root), scale = static_cast<W>(step->scale);
   const W rest1 = static_cast<W>(1 - beta1), rest2 = static_cast<W>(1 - beta2);
   const W decay2 = static_cast<W>(beta2), small = static_cast<W>(epsilon);
-  const std::int64_t end = min(entry.numel, begin + kPiece);
+  const std::int64_t end = min(entry.numel, begin + entry.kPiece);
   for_vectors<16 / sizeof(W)>(entry.aligned, begin, end, [&](auto width, std::int64_t i) {
     constexpr int kWidth = width.value;
     const auto gradients = vector_at<kWidth>(entry.gradient, i);
@@ -128,6 +130,7 @@ __global__ void adamw_pieces(Table<AdamWEntry<W, G>> table, const AdamWStep* ste
 
 template <class W, class G>
 struct SgdEntry {
+  static constexpr std::int64_t kPiece = 4096;
   std::int64_t numel;
   W* weights;
   const G* gradient;
@@ -143,7 +146,7 @@ __global__ void sgd_pieces(Table<SgdEntry<W, G>> table, const double* learning_r
   const SgdEntry<W, G> entry = table.entries[table.find(blockIdx.x, &begin)];
   const W rate = static_cast<W>(*learning_rate), decay = static_cast<W>(entry.weight_decay);
   const W scale = gradient_scale ? static_cast<W>(*gradient_scale) : W(1);
-  const std::int64_t end = min(entry.numel, begin + kPiece);
+  const std::int64_t end = min(entry.numel, begin + entry.kPiece);
   for (std::int64_t i = begin + threadIdx.x; i < end; i += blockDim.x) {
     W v = static_cast<W>(load(entry.gradient + i)) * scale + decay * entry.weights[i];
     if (entry.momentum) entry.momentum[i] = v = static_cast<W>(momentum) * entry.momentum[i] + v;
@@ -155,6 +158,7 @@ __global__ void sgd_pieces(Table<SgdEntry<W, G>> table, const double* learning_r
 
 template <class G>
 struct NormEntry {
+  static constexpr std::int64_t kPiece = 32768;  // long enough that the sum over the block is cheap beside it
   std::int64_t numel;
   const G* values;
   bool aligned;
@@ -167,14 +171,15 @@ __global__ void squares(Table<NormEntry<G>> table, double* partial) {
   std::int64_t begin;
   const NormEntry<G> entry = table.entries[table.find(blockIdx.x, &begin)];
   double sum = 0;
-  for_vectors<16 / sizeof(G)>(entry.aligned, begin, min(entry.numel, begin + kPiece), [&](auto width, std::int64_t i) {
-    const auto values = vector_at<width.value>(entry.values, i);
+  for_vectors<16 / sizeof(G)>(entry.aligned, begin, min(entry.numel, begin + entry.kPiece),
+                              [&](auto width, std::int64_t i) {
+                                const auto values = vector_at<width.value>(entry.values, i);
 #pragma unroll
-    for (int j = 0; j < width.value; ++j) {
-      const double value = load(&values.values[j]);
-      sum += value * value;
-    }
-  });
+                                for (int j = 0; j < width.value; ++j) {
+                                  const double value = load(&values.values[j]);
+                                  sum += value * value;
+                                }
+                              });
   sum = block_reduce(sum, Add{}, 0.0, scratch);
   if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
@@ -265,7 +270,7 @@ void sgd(const std::vector<ops::SgdSlot>& slots, const Tensor& learning_rate, co
 void global_norm(const std::vector<Tensor>& tensors, const Tensor& norm) {
   const cudaStream_t stream = stream_of(norm);
   std::int64_t pieces_in_all = 0;
-  for (const Tensor& x : tensors) pieces_in_all += (x.numel() + kPiece - 1) / kPiece;
+  for (const Tensor& x : tensors) pieces_in_all += blocks_for(x.numel(), NormEntry<float>::kPiece);
   const Tensor partial = Tensor::empty({std::max<std::int64_t>(pieces_in_all, 1)}, DType::f64, norm.device());
   std::int64_t done = 0;
   for (const DType dtype : kFloating)
