@@ -50,8 +50,8 @@ struct Shared {
   std::uint64_t filled[kStages], free[kStages];  // barriers
 };
 
-#if !defined(__CUDA_ARCH__) || \
-    defined(__CUDA_ARCH_FEAT_SM90_ALL)  // other GPUs get empty kernels, which are not launched
+// Other GPUs get empty kernels, which are not launched.
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 constexpr int kLinesPerWarp = kStepPairs / kCopyWarps, kLineBytes = kLineValues * sizeof(Bf16);
 
@@ -65,35 +65,41 @@ struct Ring {
   }
 };
 
-/// Copies a warp's lines of kWidth values, kValues at a time. `to` is the shared address of the first line; the lane
-/// first_lane + n holds the row of line n, or -1 for a line of zeros.
-template <int kWidth, int kValues>
+/// Copies a warp's lines, kValues at a time. `to` is the shared address of the first line; the lane first_lane + n
+/// holds the row of line n, or -1 for a line of zeros. A lane stays in its row for all panels, so that addresses cost
+/// little: with one warp a scheduler that copies, its instructions are what limits the kernel.
+template <int kPanels, int kValues>
 __device__ void copy_lines(const Operand& from, std::uint32_t to, int first_column, int row, int first_lane) {
-  constexpr int kPerLine = kWidth / kValues, kLines = 32 / kPerLine;  // the warp copies so many lines at once
-  const int lane = threadIdx.x % 32, line = lane / kPerLine, offset = lane % kPerLine * kValues;
-  const int column = first_column + offset;
-  const Bf16* source = from.values + column;
-  // The swizzle of a further line differs in bits that its own address leaves free: computing it here, from the stage's
-  // address, keeps the compiler from holding sixteen addresses in registers.
-  const std::uint32_t start = to + sizeof(Bf16) * (offset / kLineValues * kPanelValues +
-                                                   swizzled(line, offset % kLineValues / kVector) + offset % kVector);
+  constexpr int kLanes = kLineValues / kValues, kLines = 32 / kLanes;  // kLanes share a line, kLines are copied at once
+  const int lane = threadIdx.x % 32, line = lane / kLanes, offset = lane % kLanes * kValues;
+  const std::uint32_t start = to + sizeof(Bf16) * (swizzled(line, offset / kVector) + offset % kVector);
+  const Bf16* source = from.values + first_column + offset;
+  const int columns = from.width - first_column - offset;
 #pragma unroll
   for (int n = 0; n < kLinesPerWarp; n += kLines) {
     const int line_row = __shfl_sync(0xffffffffu, row, first_lane + n + line);
-    copy_async_to<kValues * sizeof(Bf16)>((start ^ (n % 8 * 16)) + n * kLineBytes,
-                                          source + static_cast<std::int64_t>(line_row) * from.width,
-                                          line_row >= 0 && column < from.width);
+    const Bf16* values = source + static_cast<std::int64_t>(line_row) * from.width;
+    // The swizzle of a further line differs in bits that the first one's address leaves free.
+    const std::uint32_t target = (start ^ (n % 8 * 16)) + n * kLineBytes;
+#pragma unroll
+    for (int panel = 0; panel < kPanels; ++panel)
+      copy_async_to<kValues * sizeof(Bf16)>(target + panel * (kPanelValues * sizeof(Bf16)),
+                                            values + panel * kLineValues,
+                                            line_row >= 0 && panel * kLineValues < columns);
   }
 }
 
 /// The same for rows of any alignment that is allowed.
-template <int kWidth>
-__device__ void copy_rows(const Operand& from, const Bf16* to, int first_column, int row, int first_lane) {
-  if (from.aligned) return copy_lines<kWidth, kVector>(from, shared_address(to), first_column, row, first_lane);
-#pragma unroll 1
-  for (int half = 0; half < kWidth; half += kNarrow)
-    copy_lines<kNarrow, kVector / 2>(from, shared_address(to + half / kLineValues * kPanelValues), first_column + half,
-                                     row, first_lane);
+template <int kPanels>
+__device__ void copy_rows(const Operand& from, Bf16* to, int first_column, int row, int first_lane) {
+  if (from.aligned) copy_lines<kPanels, kVector>(from, shared_address(to), first_column, row, first_lane);
+  else copy_lines<kPanels, kVector / 2>(from, shared_address(to), first_column, row, first_lane);
+}
+
+/// The row of a pair, or -1 where there is none, which its choice says.
+__device__ inline int row_of(const RowMap& rows, int pair, int choice) {
+  if (choice < 0) return -1;
+  return rows.choices_per_row == 0 ? pair : choice / rows.choices_per_row;
 }
 
 /// The warps that fill the stages.
@@ -103,39 +109,37 @@ __device__ void gather(const GatheredProduct& p, Shared& shared, Ring& ring, con
   const int first_narrow = kTransposed ? first_outer : first_inner;
   const int first_broad = kTransposed ? first_inner : first_outer;
   const int lane = threadIdx.x % 32, first_line = threadIdx.x / 32 % kCopyWarps * kLinesPerWarp;
-  const int line = first_line + lane % kLinesPerWarp;
-  // The lower lanes look up rows of the narrow operand, the upper ones of the broad one: pairs two steps ahead, their
-  // rows and gates one step, so that the copies need not wait for them.
-  const RowMap rows = lane < kLinesPerWarp ? p.narrow.rows : p.broad.rows;
-  const auto choice_of = [&](int step) {
-    const int k = step * kStepPairs + line;
-    return k < part.pairs ? rows.pair_to_choice[part.first_pair + k] : -1;
-  };
-  const auto row_of = [&](int step, int choice) {
-    if (choice < 0) return -1;
-    return rows.choices_per_row == 0 ? part.first_pair + step * kStepPairs + line : choice / rows.choices_per_row;
+  // The lanes look up the pairs of two steps at once: choices six steps ahead and the gates they lead to four,
+  // so that the copies need not wait for them.
+  constexpr int kStepsAtOnce = 32 / kLinesPerWarp;
+  const int first_pair = part.first_pair + first_line + lane / kLinesPerWarp * kStepPairs + lane % kLinesPerWarp;
+  const int end = part.first_pair + part.pairs;
+  const auto choice_of = [&](int batch) {
+    const int pair = first_pair + batch * (kStepsAtOnce * kStepPairs);
+    return pair < end ? p.narrow.rows.pair_to_choice[pair] : -1;
   };
   const auto gate_of = [&](int choice) {
     return p.gates != nullptr && choice >= 0 ? p.gates[choice] : __float2bfloat16_rn(0.0f);
   };
-  int choice = choice_of(0);
-  int row = row_of(0, choice);
-  Bf16 gate = gate_of(choice);
-  choice = choice_of(1);
-  for (int step = 0; step < part.steps; ++step, ring.advance()) {
-    const int next_row = row_of(step + 1, choice);
-    const Bf16 next_gate = gate_of(choice);
-    choice = choice_of(step + 2);
-    Stage& stage = shared.stages[ring.stage];
-    wait_barrier(&shared.free[ring.stage], ring.parity ^ 1);
-    copy_rows<kNarrow>(p.narrow, stage.narrow[0] + first_line * kLineValues, first_narrow, row, 0);
-    copy_rows<kBroad>(p.broad, stage.broad[0] + first_line * kLineValues, first_broad, row, kLinesPerWarp);
-    if (lane < kLinesPerWarp) shared.gates[ring.stage][line] = gate;
-    arrive_after_copies(&shared.filled[ring.stage]);
-    __syncwarp();
-    if (lane == 0) arrive(&shared.filled[ring.stage]);  // for the gates
-    row = next_row;
-    gate = next_gate;
+  int choice = choice_of(0), next_choice = choice_of(1), third_choice = choice_of(2);
+  Bf16 gate = gate_of(choice), next_gate = gate_of(next_choice);
+  for (int batch = 0; batch * kStepsAtOnce < part.steps; ++batch) {
+    const int pair = first_pair + batch * (kStepsAtOnce * kStepPairs);
+    const int narrow_row = row_of(p.narrow.rows, pair, choice), broad_row = row_of(p.broad.rows, pair, choice);
+    const Bf16 third_gate = gate_of(third_choice);
+    choice = next_choice, next_choice = third_choice, third_choice = choice_of(batch + 3);
+    for (int i = 0; i < kStepsAtOnce && batch * kStepsAtOnce + i < part.steps; ++i, ring.advance()) {
+      Stage& stage = shared.stages[ring.stage];
+      wait_barrier(&shared.free[ring.stage], ring.parity ^ 1);
+      const int lines = first_line * kLineValues, first_lane = i * kLinesPerWarp;
+      copy_rows<kNarrow / kLineValues>(p.narrow, stage.narrow[0] + lines, first_narrow, narrow_row, first_lane);
+      copy_rows<kBroad / kLineValues>(p.broad, stage.broad[0] + lines, first_broad, broad_row, first_lane);
+      if (lane / kLinesPerWarp == i) shared.gates[ring.stage][first_line + lane % kLinesPerWarp] = gate;
+      arrive_after_copies(&shared.filled[ring.stage]);
+      __syncwarp();
+      if (lane == 0) arrive(&shared.filled[ring.stage]);  // for the gates
+    }
+    gate = next_gate, next_gate = third_gate;
   }
 }
 
