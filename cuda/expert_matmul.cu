@@ -159,6 +159,29 @@ PairSum<device_t<T>> sum_of(const Tensor& products, std::int64_t rows, const Ten
           pointer<T>(dgates)};
 }
 
+/// The input gradient where every pair has a row of its own.
+template <class D>
+void input_backward_by_pair(PairProduct<D> product, PairSum<D> sum, RowMap x_rows, bool through_relu,
+                            const ops::RoutingPlan& plan, const Tensor& dx) {
+  const Context& ctx = context(dx.device());
+  if (sum.dgates == nullptr && !through_relu) return multiply_pairs(product, plan, dx);
+  if constexpr (std::is_same_v<D, __nv_bfloat16>) {
+    if (const int columns = hopper_tile_columns(product, ctx); columns > 0) {
+      const int tiles = (product.outer + columns - 1) / columns;
+      const Tensor dots = sum.dgates ? Tensor::empty({plan.max_pairs(), tiles}, DType::f32, dx.device()) : Tensor{};
+      product.x = sum.x;
+      product.dots = pointer<float>(dots);
+      product.through_relu = through_relu;
+      multiply_pairs(product, plan, dx);
+      if (sum.dgates) launch_sum_dots(sum, product.dots, tiles, ctx.stream);
+      return;
+    }
+  }
+  product.gates = nullptr;
+  multiply_pairs(product, plan, dx);
+  launch_gate_gradients(sum, x_rows, through_relu, product.y, ctx.stream);
+}
+
 template <class T>
 void input_backward(const Tensor& dy, const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& gates,
                     const ops::RoutingPlan& plan, const ops::ExpertMatmulOptions& options, const Tensor& dx,
@@ -168,10 +191,8 @@ void input_backward(const Tensor& dy, const Tensor& x, const Tensor& weight, con
   const bool by_pair = options.input == Rows::pair;
   const Tensor products =
       by_pair && dx.defined() ? dx : Tensor::empty({plan.max_pairs(), x.size(1)}, x.dtype(), x.device());
-  const bool weigh_later = by_pair && dgates.defined();
-  const auto product =
-      product_of<T>(dy, options.output, weight.transpose(1, 2), {}, by_pair && !weigh_later ? gates : Tensor{}, plan,
-                    ops::Activation::identity, products);
+  const auto product = product_of<T>(dy, options.output, weight.transpose(1, 2), {}, by_pair ? gates : Tensor{}, plan,
+                                     ops::Activation::identity, products);
   PairSum<D> sum = sum_of<T>(products, x.size(0), gates, plan, by_pair ? Tensor{} : dx, x, dgates);
   Tensor bias_products;
   if (bias.defined() && dgates.defined()) {
@@ -182,9 +203,11 @@ void input_backward(const Tensor& dy, const Tensor& x, const Tensor& weight, con
     sum.bias_products = to;
   }
   const RowMap x_rows = row_map(plan, options.input);
+  if (by_pair)
+    return input_backward_by_pair(product, sum, x_rows, options.input_activation == ops::Activation::relu, plan,
+                                  products);
   multiply_pairs(product, plan, products);
-  if (weigh_later) launch_gate_gradients(sum, x_rows, dx.defined() ? product.y : nullptr, stream);
-  if (!by_pair) launch_sum_pairs(sum, x_rows, stream);
+  launch_sum_pairs(sum, x_rows, stream);
 }
 
 }  // namespace

@@ -75,6 +75,11 @@ struct PairProduct {
   int inner, outer;  // sizes: source [rows, inner], y [pairs, outer]
   ops::Activation activation;
   D* y;
+  // For input gradients, known to launch_pair_product_hopper only. x [pairs, outer] is the input, dots [pairs, column
+  // tiles] gets x . product of each tile's columns, before the gate; with through_relu, y is 0 where x is not positive.
+  const D* x = nullptr;
+  float* dots = nullptr;
+  bool through_relu = false;
 
   __device__ D finish(compute_t<D> sum, int expert, int pair, int column) const {
     if (bias) sum += load(bias + static_cast<std::int64_t>(expert) * outer + column);

@@ -68,6 +68,36 @@ struct Rows16 {
     });
   }
 
+  /// The parts of input gradients that need the input: p.dots and p.through_relu.
+  __device__ void combine_with_input() {
+    float dots[2] = {};
+    // What lies outside the tile reads some other element: no test keeps loads from being under way together. Sums of
+    // columns outside are 0, rows outside are not stored.
+    const Bf16* x_rows[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      x_rows[half] =
+          p.x + static_cast<std::int64_t>(tile.first + min(first_row + group + half * 8, tile.count - 1)) * p.outer;
+    for_each_pair([&](int row, int column, float& first, float& second) {
+      const auto* from = reinterpret_cast<const __nv_bfloat162*>(x_rows[row / 8] + min(column, p.outer - 2));
+      const float2 x = __bfloat1622float2(__ldg(from));
+      dots[row / 8] += x.x * first + x.y * second;
+      if (p.through_relu) {
+        first = x.x > 0.0f ? first : 0.0f;
+        second = x.y > 0.0f ? second : 0.0f;
+      }
+    });
+    if (p.dots == nullptr) return;
+    const int tiles = (p.outer + kColumns - 1) / kColumns;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      for (int distance = 1; distance < 4; distance *= 2)
+        dots[half] += __shfl_xor_sync(0xffffffffu, dots[half], distance);
+      if (member == 0 && group + half * 8 < rows)
+        p.dots[static_cast<std::int64_t>(first_pair + group + half * 8) * tiles + tile.column / kColumns] = dots[half];
+    }
+  }
+
   __device__ void apply_gates() {
     float gates[2] = {};
 #pragma unroll
@@ -107,6 +137,7 @@ struct Rows16 {
   __device__ void finish(Bf16* results) {
     if (p.bias) add_bias();
     if (p.activation == ops::Activation::relu) apply_relu();
+    if (p.x) combine_with_input();
     if (p.gates) apply_gates();
     store(results);
   }

@@ -82,10 +82,10 @@ __global__ void __launch_bounds__(kThreads, kDots ? 4 : 6) sum_pairs(PairSum<D> 
   } while (!kDots && column < s.width);
 }
 
-/// dgates[choice] = x[row] . product. Then, with `weighted`, the product becomes gate * product there. A warp for each
-/// choice.
+/// dgates[choice] = x[row] . product, where wanted. Then, with `weighted`, the product becomes gate * product there, or
+/// 0 where x is not positive and through_relu. A warp for each choice.
 template <class D>
-__global__ void gate_gradients(PairSum<D> s, RowMap x_rows, D* weighted) {
+__global__ void gate_gradients(PairSum<D> s, RowMap x_rows, bool through_relu, D* weighted) {
   using A = compute_t<D>;
   const std::int64_t choice = static_cast<std::int64_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
@@ -99,11 +99,22 @@ __global__ void gate_gradients(PairSum<D> s, RowMap x_rows, D* weighted) {
     for (int i = lane; i < s.width; i += 32) {
       const A x = load(row + i), value = load(s.products + first + i);
       sum += x * value;
-      if (weighted) weighted[first + i] = convert<D>(gate * value);
+      if (weighted) weighted[first + i] = convert<D>(through_relu && !(x > A(0)) ? A(0) : gate * value);
     }
   }
   sum = warp_reduce(sum, Add{});
-  if (lane == 0) s.store_gate_gradient(choice, sum);
+  if (lane == 0 && s.dgates) s.store_gate_gradient(choice, sum);
+}
+
+template <class D>
+__global__ void sum_dots(PairSum<D> s, const float* dots, int tiles) {
+  const std::int64_t choices = s.rows * s.choices_per_row;
+  const std::int64_t choice = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (choice >= choices) return;
+  const int pair = s.choice_to_pair[choice];
+  compute_t<D> sum = 0;
+  for (int tile = 0; pair >= 0 && tile < tiles; ++tile) sum += dots[static_cast<std::int64_t>(pair) * tiles + tile];
+  s.store_gate_gradient(choice, sum);
 }
 
 /// A warp for each choice.
@@ -146,7 +157,7 @@ void launch_sum_pairs(const PairSum<D>& s, RowMap x_rows, cudaStream_t stream) {
     } else if (in_one_go) {
       sum_pairs<kWidth, true><<<grid, block, 0, stream>>>(s);
     } else {
-      launch_gate_gradients<D>(s, x_rows, nullptr, stream);
+      launch_gate_gradients<D>(s, x_rows, false, nullptr, stream);
       if (s.out) sum_pairs<kWidth, false><<<grid, block, 0, stream>>>(s);
     }
   };
@@ -158,9 +169,17 @@ void launch_sum_pairs(const PairSum<D>& s, RowMap x_rows, cudaStream_t stream) {
 }
 
 template <class D>
-void launch_gate_gradients(const PairSum<D>& s, RowMap x_rows, D* weighted, cudaStream_t stream) {
+void launch_gate_gradients(const PairSum<D>& s, RowMap x_rows, bool through_relu, D* weighted, cudaStream_t stream) {
   if (s.rows * s.choices_per_row == 0) return;
-  gate_gradients<<<blocks_for(s.rows * s.choices_per_row, kThreads / 32), kThreads, 0, stream>>>(s, x_rows, weighted);
+  gate_gradients<<<blocks_for(s.rows * s.choices_per_row, kThreads / 32), kThreads, 0, stream>>>(
+      s, x_rows, through_relu, weighted);
+  check_launch("expert_matmul_input_backward: gates");
+}
+
+template <class D>
+void launch_sum_dots(const PairSum<D>& s, const float* dots, int tiles, cudaStream_t stream) {
+  if (s.rows * s.choices_per_row == 0) return;
+  sum_dots<<<blocks_for(s.rows * s.choices_per_row, kThreads), kThreads, 0, stream>>>(s, dots, tiles);
   check_launch("expert_matmul_input_backward: gates");
 }
 
@@ -176,7 +195,8 @@ void launch_bias_products(const D* bias, const D* dy, RowMap dy_rows, const Pair
 
 #define SWITCHYARD_INSTANTIATE(D)                                                                                  \
   template void launch_sum_pairs(const PairSum<D>&, RowMap, cudaStream_t);                                         \
-  template void launch_gate_gradients(const PairSum<D>&, RowMap, D*, cudaStream_t);                                \
+  template void launch_gate_gradients(const PairSum<D>&, RowMap, bool, D*, cudaStream_t);                          \
+  template void launch_sum_dots(const PairSum<D>&, const float*, int, cudaStream_t);                               \
   template void launch_bias_products(const D*, const D*, RowMap, const PairSum<D>&, const std::int32_t*, int, int, \
                                      compute_t<D>*, cudaStream_t);
 SWITCHYARD_INSTANTIATE(float)

@@ -27,10 +27,14 @@ struct PairSum {
 template <class D>
 void launch_sum_pairs(const PairSum<D>& sum, RowMap x_rows, cudaStream_t stream);
 
-/// Gradients of the gates by a pass of their own. Then, with `weighted`, gate * product goes there (it may be
-/// `products`).
+/// Gradients of the gates, where wanted, by a pass of their own. Then, with `weighted`, gate * product goes there (it
+/// may be `products`), or 0 where x is not positive and through_relu.
 template <class D>
-void launch_gate_gradients(const PairSum<D>& sum, RowMap x_rows, D* weighted, cudaStream_t stream);
+void launch_gate_gradients(const PairSum<D>& sum, RowMap x_rows, bool through_relu, D* weighted, cudaStream_t stream);
+
+/// Gradients of the gates from dots [pairs, tiles] that launch_pair_product_hopper left.
+template <class D>
+void launch_sum_dots(const PairSum<D>& sum, const float* dots, int tiles, cudaStream_t stream);
 
 /// products[choice] = bias[expert] . dy[row]: the bias's part of the gradients of the gates.
 template <class D>

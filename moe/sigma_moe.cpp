@@ -44,10 +44,7 @@ nn::LayerOutput SigmaMoe::forward(const Variable& x) {
         x.shape());
   const Routing routing = router_.route(x);
   const Variable rows = reshape(x, {x.size(0) * x.size(1), options_.width});
-  const Variable hidden =
-      expert_matmul(rows, keys_, bias_, {}, routing.plan, {ops::Rows::token, ops::Rows::pair, options_.activation});
-  Variable y = expert_matmul(hidden, values_, {}, routing.gates, routing.plan,
-                             {ops::Rows::pair, ops::Rows::token, ops::Activation::identity});
+  Variable y = expert_feed_forward(rows, keys_, bias_, values_, routing.gates, routing.plan, options_.activation);
   if (output_bias_.defined()) y = y + output_bias_;
   return {reshape(y, {x.size(0), x.size(1), options_.output_width}), routing.regularizer};
 }

@@ -68,4 +68,48 @@ Variable expert_matmul(const Variable& x, const Variable& weight, const Variable
   return linear_part(x, weight, bias, gates, plan, options, ops::unary(activation, argument), argument);
 }
 
+Variable expert_feed_forward(const Variable& x, const Variable& up, const Variable& bias, const Variable& down,
+                             const Variable& gates, const ops::RoutingPlan& plan, ops::Activation activation) {
+  using ops::Rows;
+  const ops::ExpertMatmulOptions up_options = {Rows::token, Rows::pair, activation};
+  ops::ExpertMatmulOptions down_options = {Rows::pair, Rows::token};
+  if (activation != ops::Activation::relu)
+    return expert_matmul(expert_matmul(x, up, bias, {}, plan, up_options), down, {}, gates, plan, down_options);
+  // One node, because the gradient of the hidden values passes through relu where it is computed, not in a pass of its
+  // own.
+  const Tensor hidden = ops::expert_matmul(x.data(), up.data(), data_or_none(bias), {}, plan, up_options);
+  Tensor y = ops::expert_matmul(hidden, down.data(), {}, data_or_none(gates), plan, down_options);
+  down_options.input_activation = activation;
+  Variables inputs = {x, up, down};
+  if (bias.defined()) inputs.push_back(bias);
+  if (gates.defined()) inputs.push_back(gates);
+  const bool dx_wanted = x.requires_grad(), dup_wanted = up.requires_grad() || bias.requires_grad(),
+             ddown_wanted = down.requires_grad(), dgates_wanted = gates.requires_grad();
+  return record(
+      "expert_feed_forward", std::move(y), inputs,
+      [x = x.data(), up = up.data(), down = down.data(), bias = data_or_none(bias), gates = data_or_none(gates), hidden,
+       plan, down_options, dx_wanted, dup_wanted, ddown_wanted, dgates_wanted,
+       dbias_wanted = bias.requires_grad()](const Tensor& dy_any) {
+        const Tensor dy = dy_any.contiguous();
+        const ops::ExpertMatmulOptions up_linear = {Rows::token, Rows::pair};
+        const ops::ExpertMatmulOptions down_linear = {Rows::pair, Rows::token};
+        const auto inner = ops::expert_matmul_input_backward(dy, hidden, down, {}, gates, plan, down_options,
+                                                             dx_wanted || dup_wanted, dgates_wanted);
+        Gradients gradients(3);
+        Tensor dbias;
+        if (ddown_wanted)
+          gradients[2] = ops::expert_matmul_weight_backward(dy, hidden, gates, plan, down_linear, false).dweight;
+        if (dx_wanted)
+          gradients[0] = ops::expert_matmul_input_backward(inner.dx, x, up, bias, {}, plan, up_linear, true, false).dx;
+        if (dup_wanted) {
+          auto weight = ops::expert_matmul_weight_backward(inner.dx, x, {}, plan, up_linear, dbias_wanted);
+          gradients[1] = weight.dweight;
+          dbias = weight.dbias;
+        }
+        if (bias.defined()) gradients.push_back(dbias);
+        if (gates.defined()) gradients.push_back(inner.dgates);
+        return gradients;
+      });
+}
+
 }  // namespace switchyard

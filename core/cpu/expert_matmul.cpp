@@ -348,7 +348,8 @@ void expert_matmul(const Tensor& x, const Tensor& weight, const Tensor& bias, co
   });
 }
 
-// g_p = dy_p weight^T.  dx_p = gate_p g_p,  dgate_p = x_p . g_p + bias . dy_p, so no product has to be stored.
+// g_p = dy_p weight^T.  dx_p = gate_p g_p (0 where a relu made x_p 0),  dgate_p = x_p . g_p + bias . dy_p, so no
+// product has to be stored.
 void expert_matmul_input_backward(const Tensor& dy, const Tensor& x, const Tensor& weight, const Tensor& bias,
                                   const Tensor& gates, const ops::RoutingPlan& routing,
                                   const ops::ExpertMatmulOptions& options, const Tensor& dx, const Tensor& dgates) {
@@ -359,20 +360,26 @@ void expert_matmul_input_backward(const Tensor& dy, const Tensor& x, const Tenso
     const T* shift = data_or_null<T>(bias);
     T* dgate = dgates.defined() ? dgates.data<T>() : nullptr;
     if (dgate) std::fill(dgate, dgate + dgates.numel(), T(0));
-    const auto gate_gradient = [&](const Block& block, const T* rows, const Tensor& products) {
-      if (!dgate) return;
+    const bool through_relu = options.input_activation == ops::Activation::relu;
+    const auto gates_and_relu = [&](const Block& block, const T* rows, const Tensor& products) {
       for (std::int64_t i = 0; i < block.count; ++i) {
         const std::int64_t pair = block.first + i;
-        A sum = dot(input.row(plan, pair), products.data<A>() + i * input.width, input.width);
-        if (shift) sum += dot(shift + block.expert * output.width, rows + i * output.width, output.width);
-        dgate[plan.pair_to_choice[pair]] = static_cast<T>(sum);
+        const T* x_row = input.row(plan, pair);
+        A* product = products.data<A>() + i * input.width;
+        if (dgate) {
+          A sum = dot(x_row, product, input.width);
+          if (shift) sum += dot(shift + block.expert * output.width, rows + i * output.width, output.width);
+          dgate[plan.pair_to_choice[pair]] = static_cast<T>(sum);
+        }
+        for (std::int64_t k = 0; through_relu && k < input.width; ++k)
+          if (!(x_row[k] > T(0))) product[k] = 0;
       }
     };
     const Tensor transposed = weight.transpose(1, 2);
     if (dx.defined() && dx.numel() > 0) {
-      weighted_products(plan, output, transposed, data_or_null<T>(gates), options.input, dx, gate_gradient);
+      weighted_products(plan, output, transposed, data_or_null<T>(gates), options.input, dx, gates_and_relu);
     } else if (dgate) {
-      multiply_blocks(plan, blocks_of(plan, 0, plan.tokens), output, transposed, Tensor{}, gate_gradient);
+      multiply_blocks(plan, blocks_of(plan, 0, plan.tokens), output, transposed, Tensor{}, gates_and_relu);
     }
   });
 }

@@ -105,6 +105,10 @@ ExpertMatmulGradients expert_matmul_input_backward(const Tensor& dy, const Tenso
         ", expected [", plan.experts, ", ", x.size(1), ", ", dy.size(1), "] for x ", x.shape(), " and dy ", dy.shape());
   check(options.activation == Activation::identity, kOp, ": takes activation identity, got ",
         ops::name_of(options.activation));
+  check(options.input_activation == Activation::identity ||
+            (options.input_activation == Activation::relu && options.input == Rows::pair),
+        kOp, ": input activation ", ops::name_of(options.input_activation), " with an input row per ",
+        name_of(options.input), ", expected relu with a row per pair, or identity");
   ExpertMatmulGradients gradients;
   if (dx_wanted) gradients.dx = Tensor::empty(x.shape(), x.dtype(), x.device());
   if (dgates_wanted && gates.defined()) gradients.dgates = Tensor::empty(gates.shape(), gates.dtype(), gates.device());

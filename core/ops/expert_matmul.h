@@ -15,6 +15,10 @@ struct ExpertMatmulOptions {
   Rows output = Rows::pair;
   /// Applied to each product (and bias) before weighting; only with output = Rows::pair.
   Activation activation = Activation::identity;
+  /// relu: x is the result of that activation, and expert_matmul_input_backward gives the gradient of the activation's
+  /// argument, which is 0 where x is not positive. Only with input = Rows::pair. (Other activations' derivatives cannot
+  /// be seen from their results.)
+  Activation input_activation = Activation::identity;
 };
 
 /// The central op of a mixture of experts (the papers' CVMM). For every pair p with expert e, over rows of x:

@@ -292,6 +292,15 @@ void add_expert_matmul(std::vector<Row>& rows) {
            const Variable h = expert_matmul(in[0], in[1], in[2], {}, masked, {Rows::token, Rows::pair, a});
            return expert_matmul(h, in[3], {}, in[4], masked, {Rows::pair, Rows::token, Activation::identity});
          }});
+  for (const Activation a : {Activation::relu, Activation::silu})
+    for (const bool bias : {false, true}) {
+      std::vector<Shape> shapes = {{5, 4}, {6, 4, 3}, {6, 3, 2}, {5, 2, 3}};
+      if (bias) shapes.push_back({6, 3});
+      rows.push_back({"expert_feed_forward_" + std::string(name_of(a)) + (bias ? "_bias" : ""), shapes,
+                      [masked, a, bias](const Variables& in) {
+                        return expert_feed_forward(in[0], in[1], none_or(in, 4, bias), in[2], in[3], masked, a);
+                      }});
+    }
   rows.push_back({"expert_matmul_transposed_weight", {{5, 4}, {6, 3, 4}}, [top](const Variables& in) {
                     return expert_matmul(in[0], transpose(in[1], 1, 2), {}, {}, top,
                                          {Rows::token, Rows::row, Activation::identity});

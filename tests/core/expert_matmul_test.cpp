@@ -194,6 +194,36 @@ TEST(ExpertMatmul, ActivationComesBeforeTheGate) {
   }
 }
 
+TEST(ExpertMatmul, InputGradientsPassThroughRelu) {
+  for (const DType dtype : {DType::f64, DType::bf16}) {
+    for (const auto& [name, plan] : plans()) {
+      for (const Rows output : kAllRows) {
+        SCOPED_TRACE(::testing::Message() << name << ", " << dtype << ", rows " << static_cast<int>(output));
+        ExpertMatmulOptions options = {Rows::pair, output};
+        Operands in = operands(plan, options, 20, 12, true, true, dtype);
+        in.x = ops::unary(ops::Unary::relu, in.x);
+        Reference reference(in, options);
+        const auto x = in.x.to_vector<double>();
+        for (std::size_t i = 0; i < x.size(); ++i)
+          if (x[i] <= 0) reference.dx[i] = 0;
+        options.input_activation = Activation::relu;
+        const auto back =
+            ops::expert_matmul_input_backward(in.dy, in.x, in.weight, in.bias, in.gates, plan, options, true, true);
+        const double allowed = dtype == DType::f64 ? 1e-12 : 2e-2;
+        EXPECT_CLOSE(back.dx, Tensor::from(reference.dx, in.x.shape()), allowed);
+        EXPECT_CLOSE(back.dgates, Tensor::from(reference.dgates, in.gates.shape()), allowed);
+        const auto only_dx =
+            ops::expert_matmul_input_backward(in.dy, in.x, in.weight, {}, {}, plan, options, true, false);
+        in.gates = {};
+        Reference ungated(in, options);
+        for (std::size_t i = 0; i < x.size(); ++i)
+          if (x[i] <= 0) ungated.dx[i] = 0;
+        EXPECT_CLOSE(only_dx.dx, Tensor::from(ungated.dx, in.x.shape()), allowed);
+      }
+    }
+  }
+}
+
 TEST(ExpertMatmul, TransposedWeightsAreUsedInPlace) {
   const auto plan = ops::routing_plan(ops::top_k(random_tensor({20, 2, 3}, 1, DType::f64), 2), 3);
   const ExpertMatmulOptions options = {Rows::token, Rows::row};
@@ -299,6 +329,8 @@ TEST(ExpertMatmul, Errors) {
                "expert_matmul_input_backward: weight has shape [3, 4, 5], expected [3, 4, 6]");
   EXPECT_ERROR(backward(Tensor::zeros({12, 5}), {Rows::token, Rows::pair, Activation::relu}),
                "takes activation identity, got relu");
+  EXPECT_ERROR(backward(Tensor::zeros({12, 5}), {Rows::token, Rows::pair, Activation::identity, Activation::relu}),
+               "input activation relu with an input row per token, expected relu with a row per pair, or identity");
   EXPECT_ERROR(ops::expert_matmul_weight_backward(Tensor::zeros({12, 5}), x, Tensor::zeros({6, 1}), plan, {}, false),
                "expert_matmul_weight_backward: gates have shape [6, 1], expected [6, 1, 2]");
 }

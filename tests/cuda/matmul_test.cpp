@@ -228,17 +228,19 @@ TEST(CudaExpertMatmul, EveryWidthOfTheTensorCores) {
       expect_parity(
           [&](const Tensors& in) {
             const auto plan = ops::routing_plan(in[0], kExperts);
-            const ops::ExpertMatmulOptions up{Rows::token, Rows::pair, ops::Activation::relu},
-                down{Rows::pair, Rows::token};
+            const ops::ExpertMatmulOptions up{Rows::token, Rows::pair, ops::Activation::relu};
+            const ops::ExpertMatmulOptions down{Rows::pair, Rows::token, ops::Activation::identity,
+                                                ops::Activation::relu};
             const Tensor y = ops::expert_matmul(in[1], in[2], in[3], in[4], plan, up);
             const Tensor z = ops::expert_matmul(y, in[2].transpose(1, 2), {}, in[4], plan, down);
-            const auto back =
-                ops::expert_matmul_input_backward(in[1], y, in[2].transpose(1, 2), {}, in[4], plan, down, true, true);
+            const Tensor hidden = ops::unary(ops::Unary::relu, in[5]);
+            const auto back = ops::expert_matmul_input_backward(in[1], hidden, in[2].transpose(1, 2), {}, in[4], plan,
+                                                                down, true, true);
             return Tensors{y, z, back.dx, back.dgates};
           },
           {indices, random_tensor({kTokens, inner}, 1, DType::bf16),
            random_tensor({kExperts, inner, outer}, 2, DType::bf16), random_tensor({kExperts, outer}, 3, DType::bf16),
-           random_tensor({kTokens, 1, 2}, 4, DType::bf16, 0, 1)},
+           random_tensor({kTokens, 1, 2}, 4, DType::bf16, 0, 1), random_tensor({2 * kTokens, outer}, 5, DType::bf16)},
           DType::bf16, "expert_matmul");
 }
 
