@@ -220,17 +220,40 @@ struct KeyValueGradient {
       if ((visible >> n & 1) == 0) logits[n] = -INFINITY;
   }
 
+  using Packed = std::uint32_t[kSteps / 16][4];
+
+  /// Makes weights from logits, rounded: beside both sums there is no room to keep them as floats. `dropped` are those
+  /// that met the values.
+  static __device__ void weigh(const Problem& p, const float* normalizer, std::uint64_t kept, const GroupLane& at,
+                               float (&weights)[kSteps / 2], Packed& packed, Packed& dropped) {
+    const float scale = p.scale * kLog2e;
+#pragma unroll
+    for (int n = 0; n < kSteps / 2; ++n) weights[n] = exp2_of(weights[n] * scale - normalizer[at.column(n / 4, n % 2)]);
+    pack_weights<kSteps>(weights, packed);
+    if (p.dropout > 0) drop(kept, p.dropout, weights);
+    pack_weights<kSteps>(weights, dropped);
+  }
+
+  /// Replaces weights by the derivatives for the logits; `dweights` are those for the dropped weights.
+  static __device__ void differentiate(const Problem& p, const float* delta, std::uint64_t kept, const GroupLane& at,
+                                       float (&dweights)[kSteps / 2], Packed& packed) {
+    if (p.dropout > 0) drop(kept, p.dropout, dweights);
+#pragma unroll
+    for (int n = 0; n < kSteps / 2; ++n)
+      dweights[n] = unpack_weight<kSteps>(packed, n) * (dweights[n] - delta[at.column(n / 4, n % 2)]);
+    pack_weights<kSteps>(dweights, packed);
+  }
+
   template <int kWidth>
   static __device__ void multiply(const BackwardTask& task, Memory<kWidth>& memory) {
     const Problem& p = task.p;
     const GroupLane at;
-    const float scale = p.scale * kLog2e;
     RingPosition<kOwnedStages> owned;
     RingPosition<kStages> ring, last;
     task.schedule.for_each([&](int tile, int h, int b) {
       const int first_key = tile * kBlockRows + at.group * kGroupRows, begin = first_query_of(p, tile);
       float key_sums[kWidth / 2] = {}, value_sums[kWidth / 2] = {}, weights[kSteps / 2], dweights[kSteps / 2];
-      std::uint32_t packed[kSteps / 16][4], dropped[kSteps / 16][4];
+      Packed packed, dropped;
       const Bf16* key_rows = memory.owned[owned.stage][0] + at.group * kGroupRows * kLineValues;
       const Bf16* value_rows = memory.owned[owned.stage][1] + at.group * kGroupRows * kLineValues;
       wait_barrier(&memory.owned_full[owned.stage], owned.parity);
@@ -256,27 +279,16 @@ struct KeyValueGradient {
         pin(key_sums);
         if (first_query > begin) release(&memory.empty[last.stage], at);
         hide_queries(p, b, first_key, first_query, at, weights);
-#pragma unroll
-        for (int n = 0; n < kSteps / 2; ++n)
-          weights[n] = exp2_of(weights[n] * scale - memory.normalizer[stage][at.column(n / 4, n % 2)]);
-        pack_weights<kSteps>(weights, packed);  // beside both sums there is no room to keep them as floats
         std::uint64_t kept = 0;
-        if (p.dropout > 0) {
-          kept = kept_bits<kSteps / 8, true>(p, b, h, first_query, first_key, at);
-          drop(kept, p.dropout, weights);
-        }
-        pack_weights<kSteps>(weights, dropped);
+        if (p.dropout > 0) kept = kept_bits<kSteps / 8, true>(p, b, h, first_query, first_key, at);
+        weigh(p, memory.normalizer[stage], kept, at, weights, packed, dropped);
         pin(value_sums);
         wgmma_fence();
         start_weighted_rows<kWidth, kSteps>(value_sums, dropped, memory.passing[stage][1]);
         wgmma_commit();
         wgmma_wait<1>();
         pin(dweights);
-        if (p.dropout > 0) drop(kept, p.dropout, dweights);
-#pragma unroll
-        for (int n = 0; n < kSteps / 2; ++n)
-          dweights[n] = unpack_weight<kSteps>(packed, n) * (dweights[n] - memory.delta[stage][at.column(n / 4, n % 2)]);
-        pack_weights<kSteps>(dweights, packed);
+        differentiate(p, memory.delta[stage], kept, at, dweights, packed);
         pin(key_sums);
         wgmma_fence();
         start_weighted_rows<kWidth, kSteps>(key_sums, packed, memory.passing[stage][0]);

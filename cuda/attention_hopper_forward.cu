@@ -83,6 +83,15 @@ struct Softmax {
       total[half] += logits[n];
     }
   }
+  /// Completes the totals, of which each lane has a part; `inverse` is what the sums are to be multiplied with.
+  __device__ void finish(float (&inverse)[2]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      total[half] += __shfl_xor_sync(0xffffffffu, total[half], 1);
+      total[half] += __shfl_xor_sync(0xffffffffu, total[half], 2);
+      inverse[half] = total[half] == 0.0f ? 0.0f : 1.0f / total[half];
+    }
+  }
 };
 
 template <int kWidth>
@@ -151,16 +160,15 @@ __device__ void attend(const ForwardTask& task, ForwardMemory<kWidth>& memory) {
     ring.advance();
 
     float inverse[2];
+    softmax.finish(inverse);
+    if (at.pair == 0) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float total = softmax.total[half];
-      total += __shfl_xor_sync(0xffffffffu, total, 1);
-      total += __shfl_xor_sync(0xffffffffu, total, 2);
-      inverse[half] = total == 0.0f ? 0.0f : 1.0f / total;
-      const int row = first_query + at.row(half);
-      if (at.pair == 0 && row < p.queries)
-        task.log_normalizer[(static_cast<std::int64_t>(b) * p.heads + h) * p.queries + row] =
-            softmax.largest[half] * p.scale + logf(total);
+      for (int half = 0; half < 2; ++half) {
+        const int row = first_query + at.row(half);
+        if (row < p.queries)
+          task.log_normalizer[(static_cast<std::int64_t>(b) * p.heads + h) * p.queries + row] =
+              softmax.largest[half] * p.scale + logf(softmax.total[half]);
+      }
     }
     store_rows<kWidth>(sums, inverse, task.out, b, h, first_query, p.queries, at);
   });
