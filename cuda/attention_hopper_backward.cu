@@ -60,6 +60,14 @@ __device__ inline void copy_owned(Memory& memory, const RingPosition<kOwnedStage
   second.copy<kWidth, kBlockRows>(memory.owned[at.stage][1], b, h, tile * kBlockRows, full);
 }
 
+/// Passes over a stage that holds nothing for this warpgroup.
+template <class Memory>
+__device__ inline void skip_stage(Memory& memory, RingPosition<kStages>& ring, const GroupLane& at) {
+  wait_barrier(&memory.full[ring.stage], ring.parity);
+  release(&memory.empty[ring.stage], at);
+  ring.advance();
+}
+
 // ---- dquery: a block owns queries, keys pass by ----
 
 struct QueryGradient {
@@ -96,7 +104,8 @@ struct QueryGradient {
     RingPosition<kStages> ring, last;
     task.schedule.for_each([&](int tile, int h, int b) {
       const int first_query = tile * kBlockRows + at.group * kGroupRows;
-      const int end = p.key_end(min(p.queries, (tile + 1) * kBlockRows) - 1);
+      const int tile_end = p.key_end(min(p.queries, (tile + 1) * kBlockRows) - 1);
+      const int end = p.key_end(min(p.queries, first_query + kGroupRows) - 1);
       float sums[kWidth / 2] = {}, weights[kSteps / 2], dweights[kSteps / 2], normalizer[2], delta[2];
       std::uint32_t packed[kSteps / 16][4];
 #pragma unroll
@@ -150,6 +159,8 @@ struct QueryGradient {
       wgmma_wait<0>();
       pin(sums);
       release(&memory.empty[last.stage], at);
+      for (int steps = (end + kSteps - 1) / kSteps; steps < (tile_end + kSteps - 1) / kSteps; ++steps)
+        skip_stage(memory, ring, at);
       const float factor[2] = {p.scale, p.scale};
       store_rows<kWidth>(sums, factor, task.dquery, b, h, first_query, p.queries, at);
     });
@@ -163,11 +174,11 @@ struct KeyValueGradient {
   template <int kWidth>
   using Memory = BackwardMemory<kWidth, kSteps>;
 
-  /// The first query of those that see a tile of keys, rounded down to a step. Where none does it is the last: every
-  /// tile has a step, and what it does not see gets weight 0.
-  static __device__ int first_query_of(const Problem& p, int tile) {
+  /// The first query of those that see keys from `first_key` on, rounded down to a step. Where none does it is the
+  /// last: every tile has a step, and what it does not see gets weight 0.
+  static __device__ int first_query_of(const Problem& p, int first_key) {
     if (!p.causal) return 0;
-    const std::int64_t first = max(std::int64_t{0}, tile * kBlockRows - p.query_offset);
+    const std::int64_t first = max(std::int64_t{0}, first_key - p.query_offset);
     return static_cast<int>(min(first, static_cast<std::int64_t>(p.queries - 1))) / kSteps * kSteps;
   }
 
@@ -179,7 +190,8 @@ struct KeyValueGradient {
     task.schedule.for_each([&](int tile, int h, int b) {
       if (threadIdx.x == 0) copy_owned<kWidth>(memory, owned, task.key, task.value, b, h, tile);
       owned.advance();
-      for (int query = first_query_of(task.p, tile); query < task.p.queries; query += kSteps, ring.advance()) {
+      for (int query = first_query_of(task.p, tile * kBlockRows); query < task.p.queries;
+           query += kSteps, ring.advance()) {
         const int stage = ring.stage;
         std::uint64_t* full = &memory.full[stage];
         wait_barrier(&memory.empty[stage], ring.parity ^ 1);
@@ -251,7 +263,7 @@ struct KeyValueGradient {
     RingPosition<kOwnedStages> owned;
     RingPosition<kStages> ring, last;
     task.schedule.for_each([&](int tile, int h, int b) {
-      const int first_key = tile * kBlockRows + at.group * kGroupRows, begin = first_query_of(p, tile);
+      const int first_key = tile * kBlockRows + at.group * kGroupRows, begin = first_query_of(p, first_key);
       float key_sums[kWidth / 2] = {}, value_sums[kWidth / 2] = {}, weights[kSteps / 2], dweights[kSteps / 2];
       Packed packed, dropped;
       const Bf16* key_rows = memory.owned[owned.stage][0] + at.group * kGroupRows * kLineValues;
@@ -265,6 +277,8 @@ struct KeyValueGradient {
         start_logits<kWidth, kBlockRows, kSteps>(weights, key_rows, memory.passing[ring.stage][0]);
         wgmma_commit();
       };
+      for (int query = first_query_of(p, tile * kBlockRows); query < begin; query += kSteps)
+        skip_stage(memory, ring, at);
       pin(key_sums);
       pin(value_sums);
       start_weights();
