@@ -1,8 +1,8 @@
-// Attention for every dtype and option, without tensor cores (bf16 without position keys is in attention_bf16.cu): a
-// warp per query (or per key, or per relative position, in the backward pass) walks the other side 32 at a time, a lane
-// each for the products, then all lanes over the channels for the sums. Nothing of size T x S is stored; probabilities
-// are made again from log_normalizer. Each gradient has a kernel of its own that sums in a fixed order, so results do
-// not vary.
+// Attention for every dtype and option, without tensor cores (bf16 is mostly in attention_bf16.cu and
+// attention_hopper.cuh): a warp per query (or per key, or per relative position, in the backward pass) walks the other
+// side 32 at a time, a lane each for the products, then all lanes over the channels for the sums. Nothing of size T x S
+// is stored; probabilities are made again from log_normalizer. Each gradient has a kernel of its own that sums in a
+// fixed order, so results do not vary.
 
 #include "cuda/attention.cuh"
 

@@ -1,6 +1,6 @@
-// Flash attention on Hopper, backward. As in attention_bf16.cu two kernels own different rows, queries and keys: seven
-// products instead of five, but no sum has two owners. Weights are made again from log_normalizer in the registers in
-// which the next product wants them, so nothing of size T x S passes through shared memory.
+// Flash attention on Hopper, backward. As in attention_bf16_backward.cu two kernels own different rows, queries and
+// keys: seven products instead of five, but no sum has two owners. Weights are made again from log_normalizer in the
+// registers in which the next product wants them, so nothing of size T x S passes through shared memory.
 
 #include "cuda/attention_hopper.cuh"
 
