@@ -24,6 +24,10 @@ class FeedForward : public FeedForwardLayer {
   explicit FeedForward(const FeedForwardOptions& options, Generator& generator = initial_weights());
 
   LayerOutput forward(const Variable& x) override;
+  ops::Activation activation() const { return activation_; }
+  const Linear& up() const { return up_; }
+  const Linear* gate() const { return gate_.get(); }  ///< null unless gated
+  const Linear& down() const { return down_; }
 
  private:
   ops::Activation activation_;
