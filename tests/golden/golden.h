@@ -31,7 +31,8 @@ inline std::filesystem::path folder() {
 /// A family is named by how its files' names begin.
 inline const std::vector<std::string> kFamilies = {
     "switchhead_rope", "switchhead_xl", "sigma_moe",    "switchall_lm_trajectory", "torch_ops",
-    "d2dmoe_sparsity", "d2dmoe_gate",   "d2dmoe_split", "d2dmoe_mha_projection",
+    "d2dmoe_sparsity", "d2dmoe_gate",   "d2dmoe_split", "d2dmoe_mha_projection",   "d2dmoe_experts",
+    "d2dmoe_router",   "d2dmoe_flops",
 };
 inline const std::string kUncoveredPrefix = "d2dmoe_";
 

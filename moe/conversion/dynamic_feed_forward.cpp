@@ -1,0 +1,110 @@
+#include "moe/conversion/dynamic_feed_forward.h"
+
+#include "autograd/grad_mode.h"
+#include "autograd/ops/elementwise.h"
+#include "autograd/ops/expert_matmul.h"
+#include "autograd/ops/shape.h"
+
+namespace switchyard::moe {
+namespace {
+
+using ops::Activation;
+using ops::Rows;
+
+void check_tensor(const char* name, const Tensor& tensor, const Shape& shape, DType dtype, bool required) {
+  if (!required && !tensor.defined()) return;
+  check(tensor.defined(), "DynamicFeedForward: ", name, " is undefined");
+  check(tensor.shape() == shape && tensor.dtype() == dtype, "DynamicFeedForward: ", name, " is ", tensor.dtype(), " ",
+        tensor.shape(), ", expected ", dtype, " ", shape);
+}
+
+const ExpertWeights& checked(const ExpertWeights& weights) {
+  check(weights.w1.defined() && weights.w1.rank() == 3, "DynamicFeedForward: w1 must be [E, D, S]");
+  check(weights.w2.defined() && weights.w2.rank() == 3, "DynamicFeedForward: w2 must be [E, S, output width]");
+  const std::int64_t experts = weights.experts(), neurons = weights.expert_width(), output = weights.output_width();
+  const DType dtype = weights.w1.dtype();
+  check_tensor("w2", weights.w2, {experts, neurons, output}, dtype, true);
+  check_tensor("b1", weights.b1, {experts, neurons}, dtype, false);
+  check_tensor("gate", weights.gate, {experts, weights.width(), neurons}, dtype, false);
+  check_tensor("gate_bias", weights.gate_bias, {experts, neurons}, dtype, false);
+  check(weights.gated() || !weights.gate_bias.defined(), "DynamicFeedForward: gate_bias is given without a gate");
+  check_tensor("last_bias", weights.last_bias, {output}, dtype, false);
+  return weights;
+}
+
+NormRouterOptions router_for(const ExpertWeights& weights, NormRouterOptions options) {
+  options.width = checked(weights).width();
+  options.experts = weights.experts();
+  return options;
+}
+
+Tensor data_of(const Variable& x) { return x.defined() ? x.data() : Tensor{}; }
+
+}  // namespace
+
+DynamicFeedForward::DynamicFeedForward(const ExpertWeights& weights, Activation activation, NormRouterOptions router,
+                                       Generator& generator)
+    : activation_(activation), router_(router_for(weights, router), generator) {
+  const auto parameter = [this](const char* name, const Tensor& tensor, bool decays) {
+    return tensor.defined() ? register_parameter(name, tensor, decays) : Variable{};
+  };
+  w1_ = parameter("w1", weights.w1, true);
+  b1_ = parameter("b1", weights.b1, false);
+  gate_weight_ = parameter("gate", weights.gate, true);
+  gate_bias_ = parameter("gate_bias", weights.gate_bias, false);
+  w2_ = parameter("w2", weights.w2, true);
+  last_bias_ = parameter("last_bias", weights.last_bias, false);
+  router_.to(weights.w1.dtype());
+  register_module("router", router_);
+}
+
+nn::LayerOutput DynamicFeedForward::forward(const Variable& x) {
+  check(x.rank() == 3 && x.size(2) == w1_.size(1), "DynamicFeedForward: x must be [B, T, ", w1_.size(1), "], got ",
+        x.shape());
+  const Variable rows = reshape(x, {x.size(0) * x.size(1), x.size(2)});
+  const Tensor mask = choose(rows);
+  if (collect_ && (!training() || grad_enabled())) statistics_.add(mask);
+  return {reshape(run(rows, mask), {x.size(0), x.size(1), w2_.size(2)}), {}};
+}
+
+Tensor DynamicFeedForward::choose(const Variable& rows) const {
+  const std::int64_t experts = w1_.size(0);
+  if (gate_.mode == GateMode::all) return Tensor::full({rows.size(0), experts}, 1, DType::boolean, rows.device());
+  const NoGradGuard no_gradients;
+  return expert_mask(router_.forward(rows).data(), gate_);
+}
+
+Variable DynamicFeedForward::run(const Variable& rows, const Tensor& mask, const Variable& gates) const {
+  const ops::RoutingPlan plan = ops::routing_plan_from_mask(mask);
+  const auto neurons = [&](const Variable& weight, const Variable& bias, Activation activation) {
+    return expert_matmul(rows, weight, bias, {}, plan, {Rows::token, Rows::pair, activation});
+  };
+  const bool gated = gate_weight_.defined();
+  Variable hidden = gated ? neurons(gate_weight_, gate_bias_, activation_) : neurons(w1_, b1_, activation_);
+  if (gated) hidden = hidden * neurons(w1_, b1_, Activation::identity);
+  const Variable y = expert_matmul(hidden, w2_, {}, gates, plan, {Rows::pair, Rows::token, Activation::identity});
+  return last_bias_.defined() ? y + last_bias_ : y;
+}
+
+void DynamicFeedForward::set_gate(const Gate& gate) {
+  check_gate(gate, w1_.size(0));
+  gate_ = gate;
+}
+
+ExpertWeights DynamicFeedForward::weights() const {
+  ExpertWeights weights;
+  weights.w1 = w1_.data();
+  weights.b1 = data_of(b1_);
+  weights.gate = data_of(gate_weight_);
+  weights.gate_bias = data_of(gate_bias_);
+  weights.w2 = w2_.data();
+  weights.last_bias = data_of(last_bias_);
+  return weights;
+}
+
+void DynamicFeedForward::collect(bool on) {
+  collect_ = on;
+  statistics_.reset();
+}
+
+}  // namespace switchyard::moe

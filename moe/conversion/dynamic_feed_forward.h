@@ -1,0 +1,55 @@
+#pragma once
+
+#include "moe/conversion/dynamic_statistics.h"
+#include "moe/conversion/expert_weights.h"
+#include "moe/conversion/gate.h"
+#include "moe/conversion/norm_router.h"
+#include "nn/layer.h"
+
+namespace switchyard::moe {
+
+/// A dense feed-forward that was split into experts, of which each token runs those that its router expects to matter
+/// (Szatkowski et al., 2024, arXiv 2310.04361):
+///   y = sum over the chosen e of activation(x w1_e + b1_e) w2_e, plus last_bias once; GLU as in ExpertWeights.
+/// Chosen experts count in full: scores decide, they do not weight. So all experts together are the dense layer, and
+/// the choice carries no gradient; routers are trained by themselves (router_training.h). The cost follows the experts
+/// really run. Parameters w1, b1, gate, gate_bias, w2, last_bias, as far as there are any, and router.*.
+class DynamicFeedForward : public nn::FeedForwardLayer {
+ public:
+  /// The weights become the layer's parameters, uncopied where they lie on the default device. Of `router`, width and
+  /// experts are taken from the weights. Starts with the gate `all`. Throws Error where shapes do not fit.
+  DynamicFeedForward(const ExpertWeights& weights, ops::Activation activation, NormRouterOptions router = {},
+                     Generator& generator = nn::initial_weights());
+
+  /// x [B, T, D] -> [B, T, output width]. The router runs unless the gate is `all`.
+  nn::LayerOutput forward(const Variable& x) override;
+  /// The layer with the choice given: rows [N, D], mask bool [N, E] -> [N, output width]. Experts are weighted by
+  /// `gates` [N, E] where those are defined.
+  Variable run(const Variable& rows, const Tensor& mask, const Variable& gates = {}) const;
+
+  /// Throws Error for a gate that check_gate() refuses. May change between any two calls of forward.
+  void set_gate(const Gate& gate);
+  const Gate& gate() const { return gate_; }
+  NormRouter& router() { return router_; }
+  const NormRouter& router() const { return router_; }
+  /// The parameters' tensors.
+  ExpertWeights weights() const;
+  ops::Activation activation() const { return activation_; }
+
+  /// Whether forward counts the experts run, and forgets what was counted. In training only passes that record
+  /// gradients count, so that recomputed blocks are not counted twice.
+  void collect(bool on);
+  const DynamicStatistics& statistics() const { return statistics_; }
+
+ private:
+  Tensor choose(const Variable& rows) const;
+
+  ops::Activation activation_;
+  NormRouter router_;
+  Variable w1_, b1_, gate_weight_, gate_bias_, w2_, last_bias_;
+  Gate gate_;
+  bool collect_ = false;
+  DynamicStatistics statistics_;
+};
+
+}  // namespace switchyard::moe

@@ -1,0 +1,46 @@
+#include "moe/conversion/norm_router.h"
+
+#include "autograd/grad_mode.h"
+#include "autograd/ops/elementwise.h"
+#include "autograd/ops/matmul.h"
+#include "core/ops/norm.h"
+
+namespace switchyard::moe {
+namespace {
+
+const NormRouterOptions& checked(const NormRouterOptions& options) {
+  const auto at_least_one = [](const char* name, std::int64_t value) {
+    check(value >= 1, "NormRouter: ", name, " is ", value, ", expected at least 1");
+  };
+  at_least_one("width", options.width);
+  at_least_one("experts", options.experts);
+  at_least_one("hidden", options.hidden);
+  at_least_one("depth", options.depth);
+  return options;
+}
+
+}  // namespace
+
+NormRouter::NormRouter(const NormRouterOptions& options, Generator& generator) : options_(checked(options)) {
+  for (std::int64_t i = 0; i < options_.depth; ++i) {
+    const std::int64_t inputs = i == 0 ? options_.width : options_.hidden;
+    const std::int64_t outputs = i + 1 == options_.depth ? options_.experts : options_.hidden;
+    layers_.push_back(
+        std::make_unique<nn::Linear>(inputs, outputs, options_.bias, nn::init::fan_in_normal(), generator));
+    register_module("layers." + std::to_string(i), *layers_.back());
+  }
+}
+
+Variable NormRouter::forward(const Variable& x) const {
+  check(x.rank() >= 1 && x.size(-1) == options_.width, "NormRouter: x must be [..., ", options_.width, "], got ",
+        x.shape());
+  const NameScope scope("router");
+  Variable hidden = x;
+  for (std::size_t i = 0; i + 1 < layers_.size(); ++i)
+    hidden = linear_activation(hidden, layers_[i]->weight(), layers_[i]->bias(), options_.activation);
+  const nn::Linear& last = *layers_.back();
+  const Variable scores = linear(hidden, last.weight(), last.bias(), ops::compute_dtype(x.dtype()));
+  return activate(options_.output_activation, scores);
+}
+
+}  // namespace switchyard::moe

@@ -1,0 +1,140 @@
+#include "moe/conversion/router_training.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <vector>
+
+#include "autograd/ops/elementwise.h"
+#include "autograd/ops/reduce.h"
+#include "core/ops/matmul.h"
+#include "core/ops/norm.h"
+#include "core/ops/reduce.h"
+#include "moe/conversion/gate.h"
+
+namespace switchyard::moe {
+namespace {
+
+using ops::Unary;
+
+constexpr std::int64_t kChunkValues = std::int64_t{1} << 24;  // hidden values held at a time
+
+/// Activations of all experts' neurons: rows [n, D] -> [E, n, S].
+Tensor hidden_of(const Tensor& rows, const ExpertWeights& weights, ops::Activation activation) {
+  const auto product = [&](const Tensor& weight, const Tensor& bias) {
+    const Tensor y = ops::matmul(rows.unsqueeze(0), weight.to(rows.dtype()));
+    return bias.defined() ? ops::add(y, bias.to(rows.dtype()).unsqueeze(1)) : y;
+  };
+  const Tensor up = product(weights.w1, weights.b1);
+  if (!weights.gated()) return ops::unary(activation, up);
+  return ops::multiply(ops::unary(activation, product(weights.gate, weights.gate_bias)), up);
+}
+
+/// [N, E] of f(hidden [E, n, S]) [E, n] for chunks of n rows, in the compute dtype.
+template <class F>
+Tensor per_expert(const Tensor& rows, const ExpertWeights& weights, ops::Activation activation, F f) {
+  check(rows.rank() == 2 && rows.size(1) == weights.width(), "expert targets: rows must be [N, ", weights.width(),
+        "], got ", rows.shape());
+  const DType dtype = ops::compute_dtype(rows.dtype());
+  const Tensor result = Tensor::empty({rows.size(0), weights.experts()}, dtype, rows.device());
+  const std::int64_t chunk = std::max<std::int64_t>(1, kChunkValues / (weights.experts() * weights.expert_width()));
+  for (std::int64_t first = 0; first < rows.size(0); first += chunk) {
+    const std::int64_t last = std::min(first + chunk, rows.size(0));
+    const Tensor hidden = hidden_of(rows.slice(0, first, last).to(dtype), weights, activation);
+    result.slice(0, first, last).copy_from(f(hidden).transpose(0, 1));
+  }
+  return result;
+}
+
+/// Ranks 0 .. E - 1 of one row's values, less their mean; equal values share their mean rank.
+std::vector<double> centred_ranks(const double* values, std::size_t experts) {
+  std::vector<std::size_t> order(experts);
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::sort(order.begin(), order.end(), [&](auto a, auto b) { return values[a] < values[b]; });
+  std::vector<double> ranks(experts);
+  for (std::size_t begin = 0, end; begin < experts; begin = end) {
+    for (end = begin + 1; end < experts && values[order[end]] == values[order[begin]];) ++end;
+    for (std::size_t i = begin; i < end; ++i)
+      ranks[order[i]] = (static_cast<double>(begin + end) - static_cast<double>(experts)) / 2;
+  }
+  return ranks;
+}
+
+double dot(const std::vector<double>& a, const std::vector<double>& b) {
+  return std::inner_product(a.begin(), a.end(), b.begin(), 0.0);
+}
+
+double rank_correlation(const Tensor& prediction, const Tensor& target) {
+  const auto a = prediction.to_vector<double>(), b = target.to_vector<double>();
+  const auto experts = static_cast<std::size_t>(prediction.size(1));
+  double sum = 0, tokens = 0;
+  for (std::size_t row = 0; row < a.size(); row += experts) {
+    const auto x = centred_ranks(a.data() + row, experts), y = centred_ranks(b.data() + row, experts);
+    const double scale = std::sqrt(dot(x, x) * dot(y, y));
+    if (scale == 0) continue;
+    sum += dot(x, y) / scale;
+    ++tokens;
+  }
+  return tokens > 0 ? sum / tokens : 0;
+}
+
+}  // namespace
+
+// The squared norm of h W is h (W W^T) h^T: with the [S, S] matrices W W^T made once, a token costs S^2 per expert
+// instead of S D.
+Tensor expert_output_norms(const Tensor& rows, const ExpertWeights& weights, ops::Activation activation) {
+  const Tensor w2 = weights.w2.to(ops::compute_dtype(rows.dtype()));
+  const Tensor gram = ops::matmul(w2, w2.transpose(1, 2));
+  return per_expert(rows, weights, activation, [&](const Tensor& hidden) {
+    const Tensor squares = ops::sum(ops::multiply(ops::matmul(hidden, gram), hidden), {-1});
+    return ops::unary(Unary::sqrt, ops::unary(Unary::relu, squares));  // rounding may leave a zero below zero
+  });
+}
+
+Tensor expert_activation_shares(const Tensor& rows, const ExpertWeights& weights, ops::Activation activation) {
+  const Tensor mass = per_expert(rows, weights, activation,
+                                 [](const Tensor& hidden) { return ops::sum(ops::unary(Unary::abs, hidden), {-1}); });
+  const Tensor total = ops::sum(mass, {-1}, true), zero = Tensor::scalar(0, mass.dtype(), mass.device());
+  return ops::where(ops::binary(ops::Binary::less_equal, total, zero), zero, ops::divide(mass, total));
+}
+
+std::string_view name_of(RouterLoss loss) {
+  switch (loss) {
+    case RouterLoss::mse: return "mse";
+    case RouterLoss::huber: return "huber";
+    case RouterLoss::binary_cross_entropy: return "binary_cross_entropy";
+  }
+  fail("RouterLoss: unknown loss ", static_cast<int>(loss));
+}
+
+RouterLoss router_loss_from_name(std::string_view name) {
+  for (const RouterLoss loss : {RouterLoss::mse, RouterLoss::huber, RouterLoss::binary_cross_entropy})
+    if (name == name_of(loss)) return loss;
+  fail("router loss \"", name, "\" is unknown, expected mse, huber or binary_cross_entropy");
+}
+
+Variable router_loss(RouterLoss loss, const Variable& prediction, const Tensor& target) {
+  check(prediction.shape() == target.shape() && prediction.dtype() == target.dtype(), "router_loss: prediction is ",
+        prediction.dtype(), " ", prediction.shape(), ", target ", target.dtype(), " ", target.shape());
+  const Variable fixed(target);
+  // -t log(sigmoid(z)) - (1 - t) log(1 - sigmoid(z)) = softplus(z) - t z
+  if (loss == RouterLoss::binary_cross_entropy) return mean(unary(Unary::softplus, prediction) - fixed * prediction);
+  const Variable difference = prediction - fixed;
+  const Variable square = unary(Unary::square, difference);
+  if (loss == RouterLoss::mse) return mean(square);
+  const Variable distance = unary(Unary::abs, difference);
+  const Tensor one = Tensor::scalar(1, target.dtype(), target.device());
+  const Tensor near = ops::binary(ops::Binary::less_equal, distance.data(), one);
+  return mean(where(near, square * 0.5, distance + -0.5));
+}
+
+RouterQuality router_quality(const Tensor& prediction, const Tensor& target, std::int64_t k) {
+  check(prediction.rank() == 2 && prediction.shape() == target.shape() && prediction.numel() > 0,
+        "router_quality: prediction ", prediction.shape(), " and target ", target.shape(), " must be the same [N, E]");
+  const Gate best = {GateMode::topk, k};
+  const Tensor both = ops::binary(ops::Binary::logical_and, expert_mask(prediction, best), expert_mask(target, best));
+  const double wanted = static_cast<double>(prediction.size(0) * k);
+  return {rank_correlation(prediction, target), static_cast<double>(ops::sum(both).item<std::int64_t>()) / wanted};
+}
+
+}  // namespace switchyard::moe
