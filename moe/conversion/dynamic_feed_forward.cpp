@@ -76,13 +76,16 @@ Tensor DynamicFeedForward::choose(const Variable& rows) const {
 
 Variable DynamicFeedForward::run(const Variable& rows, const Tensor& mask, const Variable& gates) const {
   const ops::RoutingPlan plan = ops::routing_plan_from_mask(mask);
-  const auto neurons = [&](const Variable& weight, const Variable& bias, Activation activation) {
-    return expert_matmul(rows, weight, bias, {}, plan, {Rows::token, Rows::pair, activation});
-  };
-  const bool gated = gate_weight_.defined();
-  Variable hidden = gated ? neurons(gate_weight_, gate_bias_, activation_) : neurons(w1_, b1_, activation_);
-  if (gated) hidden = hidden * neurons(w1_, b1_, Activation::identity);
-  const Variable y = expert_matmul(hidden, w2_, {}, gates, plan, {Rows::pair, Rows::token, Activation::identity});
+  Variable y;
+  if (gate_weight_.defined()) {
+    const auto neurons = [&](const Variable& weight, const Variable& bias, Activation activation) {
+      return expert_matmul(rows, weight, bias, {}, plan, {Rows::token, Rows::pair, activation});
+    };
+    const Variable hidden = neurons(gate_weight_, gate_bias_, activation_) * neurons(w1_, b1_, Activation::identity);
+    y = expert_matmul(hidden, w2_, {}, gates, plan, {Rows::pair, Rows::token, Activation::identity});
+  } else {
+    y = expert_feed_forward(rows, w1_, b1_, w2_, gates, plan, activation_);
+  }
   return last_bias_.defined() ? y + last_bias_ : y;
 }
 
