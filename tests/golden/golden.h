@@ -34,14 +34,13 @@ inline const std::vector<std::string> kFamilies = {
     "d2dmoe_sparsity", "d2dmoe_gate",   "d2dmoe_split", "d2dmoe_mha_projection",   "d2dmoe_experts",
     "d2dmoe_router",   "d2dmoe_flops",
 };
-inline const std::string kUncoveredPrefix = "d2dmoe_";
 
-/// The family that a file belongs to: one of kFamilies, "d2dmoe_*" for files of D2DMoE not covered yet, or "" for none.
+/// The family that a file belongs to: one of kFamilies, or "" for none.
 inline std::string family_of(const std::filesystem::path& path) {
   const std::string name = path.stem().string();
   for (const std::string& family : kFamilies)
     if (name == family || name.starts_with(family + "_")) return family;
-  return name.starts_with(kUncoveredPrefix) ? kUncoveredPrefix + "*" : "";
+  return "";
 }
 
 /// Every safetensors file of the folder, in alphabetical order.
