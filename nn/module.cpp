@@ -29,6 +29,15 @@ void Module::register_module(std::string name, Module& module) {
   modules_.emplace_back(std::move(name), &module);
 }
 
+void Module::replace_module(std::string_view name, Module& module) {
+  for (auto& [own_name, own_module] : modules_)
+    if (own_name == name) {
+      own_module = &module;
+      return;
+    }
+  fail("replace_module: the module has no sublayer \"", name, "\"");
+}
+
 void Module::collect(const std::string& prefix, std::vector<NamedParameter>& out) const {
   for (const NamedParameter& p : parameters_) out.push_back({join(prefix, p.name), p.variable, p.decays});
   for (const auto& [name, module] : modules_) module->collect(join(prefix, name), out);

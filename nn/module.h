@@ -1,6 +1,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "autograd/variable.h"
@@ -57,6 +58,8 @@ class Module {
   void register_buffer(std::string name, Tensor& tensor);
   /// The sublayer's parameters get `name` in their path; an empty name adds nothing to it.
   void register_module(std::string name, Module& module);
+  /// Another sublayer takes the place, and the name, of the one registered as `name`.
+  void replace_module(std::string_view name, Module& module);
 
  private:
   void collect(const std::string& prefix, std::vector<NamedParameter>& out) const;

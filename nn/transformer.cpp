@@ -52,6 +52,13 @@ TransformerBlock::TransformerBlock(std::unique_ptr<Norm> attention_norm, std::un
   register_module("dropout", dropout_);
 }
 
+void TransformerBlock::set_feed_forward(std::unique_ptr<FeedForwardLayer> layer) {
+  check(layer != nullptr, "TransformerBlock: the feed-forward is missing");
+  layer->train(training());
+  replace_module("feed_forward", *layer);
+  feed_forward_ = std::move(layer);
+}
+
 LayerOutput TransformerBlock::forward(const Variable& x, const BlockArguments& arguments) {
   ResidualStream stream{x, {}};
   const Variable regularizer = advance(stream, arguments);

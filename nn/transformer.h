@@ -37,6 +37,9 @@ class TransformerBlock : public Module {
   Variable advance(ResidualStream& stream, const BlockArguments& arguments = {});
   AttentionLayer& attention() { return *attention_; }
   FeedForwardLayer& feed_forward() { return *feed_forward_; }
+  /// Puts another layer in the place of the feed-forward, which is destroyed: handles of its parameters, an optimiser's
+  /// among them, no longer belong to the model.
+  void set_feed_forward(std::unique_ptr<FeedForwardLayer> layer);
 
  private:
   std::unique_ptr<Norm> attention_norm_;

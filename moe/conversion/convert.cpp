@@ -1,0 +1,42 @@
+#include "moe/conversion/convert.h"
+
+#include "moe/conversion/split.h"
+
+namespace switchyard::moe {
+
+std::unique_ptr<DynamicFeedForward> convert(const nn::FeedForward& dense, const ConversionOptions& options,
+                                            Generator& generator) {
+  const DenseWeights weights = weights_of(dense);
+  const std::int64_t neurons = weights.up.size(0);
+  check(options.expert_width >= 1 && neurons % options.expert_width == 0, "convert: expert_width is ",
+        options.expert_width, ", expected a divisor of the layer's ", neurons, " neurons");
+  const std::int64_t experts = neurons / options.expert_width;
+  const Clustering clusters = balanced_k_means(neuron_features(weights), experts, generator, options.clustering);
+  const Tensor labels = clusters.labels.to(weights.up.device());
+  const ExpertWeights split = split_into_experts(weights, labels, experts);
+  auto layer = std::make_unique<DynamicFeedForward>(split, dense.activation(), options.router, generator);
+  layer->to(weights.up.device());
+  return layer;
+}
+
+std::vector<DynamicFeedForward*> convert_feed_forwards(nn::LanguageModel& model, const ConversionOptions& options,
+                                                       Generator& generator) {
+  std::vector<std::unique_ptr<DynamicFeedForward>> layers;
+  for (std::int64_t i = 0; i < model.layers(); ++i) {
+    const auto* dense = dynamic_cast<const nn::FeedForward*>(&model.block(i).feed_forward());
+    check(dense != nullptr, "convert_feed_forwards: the feed-forward of layer ", i, " is not a dense one");
+    layers.push_back(convert(*dense, options, generator));
+  }
+  for (std::int64_t i = 0; i < model.layers(); ++i)
+    model.block(i).set_feed_forward(std::move(layers[static_cast<std::size_t>(i)]));
+  return converted_layers(model);
+}
+
+std::vector<DynamicFeedForward*> converted_layers(nn::Module& model) {
+  std::vector<DynamicFeedForward*> layers;
+  for (const auto& [name, module] : model.named_modules())
+    if (auto* layer = dynamic_cast<DynamicFeedForward*>(module)) layers.push_back(layer);
+  return layers;
+}
+
+}  // namespace switchyard::moe

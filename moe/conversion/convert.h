@@ -1,0 +1,33 @@
+#pragma once
+
+#include <vector>
+
+#include "moe/conversion/clustering.h"
+#include "moe/conversion/dynamic_feed_forward.h"
+#include "nn/feed_forward.h"
+#include "nn/transformer.h"
+
+namespace switchyard::moe {
+
+struct ConversionOptions {
+  std::int64_t expert_width = 24;  ///< S, neurons per expert; divides the width of every feed-forward
+  ClusteringOptions clustering;
+  NormRouterOptions router;  ///< width and experts are those of each layer
+};
+
+/// The same function as `dense`, its neurons grouped into experts by balanced k-means on their weights. On dense's
+/// device and in its dtype; the router is untrained and the gate is `all`. Throws Error where expert_width does not
+/// divide the number of neurons.
+std::unique_ptr<DynamicFeedForward> convert(const nn::FeedForward& dense, const ConversionOptions& options,
+                                            Generator& generator = nn::initial_weights());
+
+/// Replaces the feed-forward of every block, which must be dense, and returns the new layers in the model's order. The
+/// model's logits stay as they were until a gate is set. Throws Error, with the model unchanged, where a layer cannot
+/// be converted.
+std::vector<DynamicFeedForward*> convert_feed_forwards(nn::LanguageModel& model, const ConversionOptions& options,
+                                                       Generator& generator = nn::initial_weights());
+
+/// The converted layers of a model, in its order.
+std::vector<DynamicFeedForward*> converted_layers(nn::Module& model);
+
+}  // namespace switchyard::moe

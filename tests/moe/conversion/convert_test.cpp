@@ -1,0 +1,92 @@
+#include "moe/conversion/convert.h"
+
+#include <gtest/gtest.h>
+
+#include <set>
+
+#include "moe/language_model.h"
+#include "tests/support/close.h"
+#include "tests/support/tensors.h"
+
+namespace switchyard::moe {
+namespace {
+
+LanguageModelConfig config_of(FeedForwardKind feedforward) {
+  LanguageModelConfig config;
+  config.vocabulary_size = 17;
+  config.width = 24;
+  config.layers = 2;
+  config.attention.kind = AttentionKind::dense;
+  config.feedforward.kind = feedforward;
+  config.feedforward.bias = feedforward == FeedForwardKind::dense;
+  config.feedforward.activation = feedforward == FeedForwardKind::dense ? ops::Activation::relu : ops::Activation::silu;
+  if (feedforward != FeedForwardKind::sigma_moe) config.feedforward.width = 60;
+  return config;
+}
+
+ConversionOptions options_of(std::int64_t expert_width) {
+  ConversionOptions options;
+  options.expert_width = expert_width;
+  options.router.hidden = 16;
+  return options;
+}
+
+Tensor tokens() { return testing::random_tensor({2, 9}, 5, DType::i64, 0, 16.99); }
+
+TEST(Convert, AllExpertsGiveTheDenseModelsLogits) {
+  for (const FeedForwardKind kind : {FeedForwardKind::dense, FeedForwardKind::glu}) {
+    seed_all(2);
+    const auto model = build_language_model(config_of(kind));
+    model->eval();
+    for (const auto& parameter : model->named_parameters())  // biases start at 0, which would hide mistakes
+      if (parameter.name.ends_with("bias"))
+        parameter.variable.data().copy_from(testing::random_tensor(parameter.variable.shape(), 9, DType::f32));
+    const Tensor before = model->logits(tokens()).data();
+    const auto layers = convert_feed_forwards(*model, options_of(6));
+    ASSERT_EQ(layers.size(), 2u);
+    EXPECT_CLOSE(model->logits(tokens()).data(), before, 1e-5);
+    for (DynamicFeedForward* layer : layers) {
+      EXPECT_EQ(layer->weights().experts(), 10);
+      EXPECT_FALSE(layer->training());
+      layer->set_gate({GateMode::dynk_max, 1, 1.0});  // routers run, and keep everything
+    }
+    EXPECT_CLOSE(model->logits(tokens()).data(), before, 1e-5);
+    for (DynamicFeedForward* layer : layers) layer->set_gate({GateMode::topk, 1});
+    EXPECT_GT(testing::max_error(model->logits(tokens()).data(), before), 1e-3);
+  }
+}
+
+TEST(Convert, TheNewLayersTakeTheOldOnesPlaceInTheModel) {
+  const auto model = build_language_model(config_of(FeedForwardKind::dense));
+  const auto layers = convert_feed_forwards(*model, options_of(12));
+  EXPECT_EQ(converted_layers(*model), layers);
+  std::set<std::string> names;
+  for (const auto& parameter : model->named_parameters()) names.insert(parameter.name);
+  EXPECT_TRUE(names.contains("layers.1.feed_forward.w1"));
+  EXPECT_TRUE(names.contains("layers.1.feed_forward.router.layers.0.weight"));
+  EXPECT_FALSE(names.contains("layers.1.feed_forward.up.weight"));
+}
+
+TEST(Convert, DecodingTokenByTokenFollowsTheLogits) {
+  const auto model = build_language_model(config_of(FeedForwardKind::dense));
+  model->eval();
+  for (DynamicFeedForward* layer : convert_feed_forwards(*model, options_of(4)))
+    layer->set_gate({GateMode::dynk_max, 1, 0.5});
+  const Tensor text = tokens(), whole = model->logits(text).data();
+  nn::DecodingState state;
+  for (std::int64_t t = 0; t < text.size(1); ++t)
+    EXPECT_CLOSE(model->decode(text.slice(1, t, t + 1), state), whole.slice(1, t, t + 1), 1e-4);
+}
+
+TEST(Convert, Errors) {
+  const auto model = build_language_model(config_of(FeedForwardKind::dense));
+  EXPECT_ERROR(convert_feed_forwards(*model, options_of(7)),
+               "convert: expert_width is 7, expected a divisor of the layer's 60 neurons");
+  EXPECT_TRUE(converted_layers(*model).empty());
+  convert_feed_forwards(*model, options_of(6));
+  EXPECT_ERROR(convert_feed_forwards(*model, options_of(6)),
+               "convert_feed_forwards: the feed-forward of layer 0 is not a dense one");
+}
+
+}  // namespace
+}  // namespace switchyard::moe
