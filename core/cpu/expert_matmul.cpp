@@ -12,7 +12,9 @@
 #include <cstring>
 #include <vector>
 
+#include "core/cpu/expert_plan.h"
 #include "core/cpu/gemm.h"
+#include "core/cpu/small_experts.h"
 #include "core/kernels/elementwise.h"
 #include "core/parallel.h"
 
@@ -20,51 +22,15 @@ namespace switchyard::cpu {
 
 namespace {
 
+using experts::dot;
+using experts::Operand;
+using experts::Plan;
 using ops::Rows;
 
 constexpr std::int64_t kBlockPairs = 256;
 constexpr std::int64_t kBufferBytes = 8 << 20;
 /// With fewer pairs per expert in a chunk, reading the weights again for each chunk costs more than the buffer saves.
 constexpr std::int64_t kLeastPairsPerExpert = 128;
-
-/// The plan as the host reads it.
-struct Plan {
-  const std::int32_t* offsets;
-  const std::int32_t* pair_to_choice;
-  std::int64_t tokens, slots, choices, choices_per_token, experts, pairs;
-
-  explicit Plan(const ops::RoutingPlan& plan)
-      : offsets(plan.expert_offsets.data<std::int32_t>()),
-        pair_to_choice(plan.pair_to_choice.data<std::int32_t>()),
-        tokens(plan.tokens),
-        slots(plan.slots),
-        choices(plan.choices),
-        choices_per_token(plan.slots * plan.choices),
-        experts(plan.experts),
-        pairs(offsets[plan.experts]) {}
-
-  /// The first pair of `expert` that belongs to `token` or a later one.
-  std::int64_t first_pair(std::int64_t expert, std::int64_t token) const {
-    const auto* end = pair_to_choice + offsets[expert + 1];
-    return std::lower_bound(pair_to_choice + offsets[expert], end, token * choices_per_token) - pair_to_choice;
-  }
-};
-
-/// A matrix with one row per token, per row or per pair.
-template <class T>
-struct Operand {
-  const T* data;
-  std::int64_t width;
-  Rows rows;
-
-  Operand(const Tensor& x, Rows r) : data(x.data<T>()), width(x.size(1)), rows(r) {}
-
-  const T* row(const Plan& plan, std::int64_t pair) const {
-    if (rows == Rows::pair) return data + pair * width;
-    const std::int64_t choice = plan.pair_to_choice[pair];
-    return data + choice / (rows == Rows::token ? plan.choices_per_token : plan.choices) * width;
-  }
-};
 
 /// Consecutive pairs of one expert; `target` is the first row of their products in a buffer that has those of all
 /// blocks.
@@ -222,15 +188,6 @@ const T* data_or_null(const Tensor& x) {
   return x.defined() ? x.data<T>() : nullptr;
 }
 
-template <class S, class T>
-accumulate_t<T> dot(const S* a, const T* b, std::int64_t count) {
-  using A = accumulate_t<T>;
-  A sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (std::int64_t i = 0; i < count; ++i) sum += static_cast<A>(a[i]) * static_cast<A>(b[i]);
-  return sum;
-}
-
 /// One product of the weight gradient: columns of one expert's dweight [K, M], over rows of K or of M.
 struct Part {
   std::int64_t expert, first_row, rows, first_column, columns;
@@ -329,6 +286,7 @@ struct WeightGradient {
 
 void expert_matmul(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& gates,
                    const ops::RoutingPlan& routing, const ops::ExpertMatmulOptions& options, const Tensor& y) {
+  if (small_expert_matmul(x, weight, bias, gates, routing, options, y)) return;
   const Plan plan(routing);
   dispatch_floating(x.dtype(), "expert_matmul", [&]<class T>(TypeTag<T>) {
     using A = accumulate_t<T>;

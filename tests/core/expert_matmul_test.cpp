@@ -185,6 +185,24 @@ TEST(ExpertMatmul, InEveryDtype) {
   }
 }
 
+TEST(ExpertMatmul, ExpertsOfAFewNeuronsUnderAMask) {
+  std::mt19937 random(7);
+  for (const DType dtype : {DType::f32, DType::f64})
+    for (const std::int64_t tokens : {16, 300})  // one chunk of tokens, and more
+      for (const std::int64_t neurons : {1, 4, 6}) {
+        const auto plan = ops::routing_plan_from_mask(random_mask({tokens, 9}, random, 30));
+        const double allowed = dtype == DType::f32 ? 1e-5 : 1e-12;
+        for (const bool bias : {false, true}) {
+          const ExpertMatmulOptions up = {Rows::token, Rows::pair, Activation::silu};
+          expect_forward(operands(plan, up, 50, neurons, bias, false, dtype), up, allowed);
+          const ExpertMatmulOptions down = {Rows::pair, Rows::token};
+          expect_forward(operands(plan, down, neurons, 300, bias, bias, dtype), down, allowed);
+        }
+        const ExpertMatmulOptions weighted = {Rows::pair, Rows::row};
+        expect_forward(operands(plan, weighted, neurons, 50, false, true, dtype), weighted, allowed);
+      }
+}
+
 TEST(ExpertMatmul, ActivationComesBeforeTheGate) {
   for (const auto& [name, plan] : plans()) {
     for (const Activation activation : {Activation::relu, Activation::silu}) {
