@@ -5,6 +5,7 @@
 
 #include "core/cpu/small_experts.h"
 
+#include <type_traits>
 #include <vector>
 
 #include "core/cpu/expert_plan.h"
@@ -28,6 +29,52 @@ bool is_narrow(std::int64_t neurons, std::int64_t wide) {
   return neurons <= kMostNeurons && wide >= kLeastRatio * neurons;
 }
 
+/// Neurons worked on at once: as many sums run side by side as hide the latency of an addition.
+constexpr std::int64_t kGroup = 4;
+
+/// result[s] = x . columns[s] for one neuron or a group, each a row of `inner` values. (The sums have names because GCC
+/// 12 does not vectorise a reduction into an array.)
+template <std::int64_t G, class T>
+void dots(const T* x, const T* columns, std::int64_t inner, T* result) {
+  static_assert(G == 1 || G == 4);
+  if constexpr (G == 1) {
+    *result = experts::dot(x, columns, inner);
+  } else {
+    const T *a = columns, *b = a + inner, *c = b + inner, *d = c + inner;
+    T sum_a = 0, sum_b = 0, sum_c = 0, sum_d = 0;
+#pragma omp simd reduction(+ : sum_a, sum_b, sum_c, sum_d)
+    for (std::int64_t i = 0; i < inner; ++i) {
+      sum_a += x[i] * a[i];
+      sum_b += x[i] * b[i];
+      sum_c += x[i] * c[i];
+      sum_d += x[i] * d[i];
+    }
+    result[0] = sum_a;
+    result[1] = sum_b;
+    result[2] = sum_c;
+    result[3] = sum_d;
+  }
+}
+
+/// sum[m] += factors . rows[.][m] for G neurons.
+template <std::int64_t G, class T>
+void add_rows(const T* factors, const T* rows, std::int64_t rows_apart, std::int64_t count, T* sum) {
+#pragma omp simd
+  for (std::int64_t m = 0; m < count; ++m) {
+    T total = sum[m];
+    for (std::int64_t s = 0; s < G; ++s) total += factors[s] * rows[s * rows_apart + m];
+    sum[m] = total;
+  }
+}
+
+/// Calls f(the size of the group, its first neuron) for all neurons, in groups of kGroup, then one by one.
+template <class F>
+void in_groups(std::int64_t neurons, F f) {
+  std::int64_t s = 0;
+  for (; s + kGroup <= neurons; s += kGroup) f(std::integral_constant<std::int64_t, kGroup>{}, s);
+  for (; s < neurons; ++s) f(std::integral_constant<std::int64_t, 1>{}, s);
+}
+
 /// y[pair] = activation(x[token] weight[e] + bias[e]); weight [E, K, S] with small S is transposed, expert by expert,
 /// so that each neuron is a dot product.
 template <class T>
@@ -48,9 +95,11 @@ void tokens_to_pairs(const Plan& plan, const Operand<T>& x, const Tensor& weight
           columns[static_cast<std::size_t>(s * inner + k)] = from[k * rows_apart + s * columns_apart];
       for (std::int64_t pair = first; pair < last; ++pair) {
         const T* row = x.row(plan, pair);
-        for (std::int64_t s = 0; s < neurons; ++s)
-          to[pair * neurons + s] =
-              experts::dot(row, columns.data() + s * inner, inner) + (bias ? bias[expert * neurons + s] : T(0));
+        T* own = to + pair * neurons;
+        in_groups(neurons, [&]<std::int64_t G>(std::integral_constant<std::int64_t, G>, std::int64_t s) {
+          dots<G>(row, columns.data() + s * inner, inner, own + s);
+        });
+        for (std::int64_t s = 0; bias && s < neurons; ++s) own[s] += bias[expert * neurons + s];
       }
       const Tensor products = y.slice(0, first, last);
       if (activation != ops::Activation::identity) unary(activation, products, products);
@@ -64,7 +113,7 @@ void tokens_to_pairs(const Plan& plan, const Operand<T>& x, const Tensor& weight
 template <class T>
 void pairs_to_tokens(const Plan& plan, const Operand<T>& x, const Tensor& weight, const T* gates, const Tensor& y) {
   const std::int64_t width = y.size(1), neurons = x.width, blocks = (width + kColumns - 1) / kColumns;
-  const std::int64_t chunks = (plan.tokens + kChunkTokens - 1) / kChunkTokens;
+  const std::int64_t chunks = (plan.tokens + kChunkTokens - 1) / kChunkTokens, rows_apart = weight.stride(1);
   T* to = y.data<T>();
   std::fill(to, to + y.numel(), T(0));
   parallel_for(0, chunks * blocks, 1, [&](std::int64_t begin, std::int64_t end) {
@@ -77,12 +126,11 @@ void pairs_to_tokens(const Plan& plan, const Operand<T>& x, const Tensor& weight
         for (std::int64_t pair = plan.first_pair(expert, token); pair < last; ++pair) {
           const std::int64_t choice = plan.pair_to_choice[pair];
           T* sum = to + choice / plan.choices * width + column;
-          for (std::int64_t s = 0; s < neurons; ++s) {
-            const T factor = x.row(plan, pair)[s] * (gates ? gates[choice] : T(1));
-            const T* row = rows + s * weight.stride(1);
-#pragma omp simd
-            for (std::int64_t m = 0; m < count; ++m) sum[m] += factor * row[m];
-          }
+          T factors[kMostNeurons];
+          for (std::int64_t s = 0; s < neurons; ++s) factors[s] = x.row(plan, pair)[s] * (gates ? gates[choice] : T(1));
+          in_groups(neurons, [&]<std::int64_t G>(std::integral_constant<std::int64_t, G>, std::int64_t s) {
+            add_rows<G>(factors + s, rows + s * rows_apart, rows_apart, count, sum);
+          });
         }
       }
     }
