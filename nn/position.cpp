@@ -18,6 +18,18 @@ std::int64_t table_size(std::int64_t needed) {
 
 }  // namespace
 
+LearnedPositions::LearnedPositions(std::int64_t count, std::int64_t width, const Initializer& init,
+                                   Generator& generator) {
+  check(count > 0 && width > 0, "LearnedPositions: ", count, " positions of width ", width, ", expected at least 1");
+  weight_ = register_parameter("weight", init({count, width}, generator));
+}
+
+Variable LearnedPositions::forward(std::int64_t length, std::int64_t first) const {
+  check(length >= 0 && first >= 0 && first + length <= count(), "LearnedPositions: ", length, " tokens from position ",
+        first, " on, expected at most ", count(), " positions");
+  return slice(weight_, 0, first, first + length);
+}
+
 Tensor sinusoid_table(std::int64_t lowest, std::int64_t highest, std::int64_t width, DType dtype, Device device) {
   check(lowest <= highest && width > 0, "sinusoid_table: positions ", lowest, " to ", highest, ", width ", width);
   std::vector<double> frequency(static_cast<std::size_t>((width + 1) / 2));

@@ -16,6 +16,21 @@ struct PositionOptions {
   double base = 10000;  ///< rope: wavelength base
 };
 
+/// A trained vector for each absolute position, to be added to the embeddings (GPT-2, BERT, ViT). Parameter weight
+/// [count, width].
+class LearnedPositions : public Module {
+ public:
+  LearnedPositions(std::int64_t count, std::int64_t width, const Initializer& init = init::normal(0.02),
+                   Generator& generator = initial_weights());
+
+  /// The vectors of the positions first .. first + length - 1: [length, width]. Throws Error past the last one.
+  Variable forward(std::int64_t length, std::int64_t first = 0) const;
+  std::int64_t count() const { return weight_.size(0); }
+
+ private:
+  Variable weight_;
+};
+
 /// sinusoid(n) of Transformer-XL for the positions n = lowest .. highest: [highest - lowest + 1, width] in f32 or f64.
 /// Channel 2c is sin(n f), channel 2c + 1 is cos(n f), f = 10000^(-2c / width). Computed in double.
 Tensor sinusoid_table(std::int64_t lowest, std::int64_t highest, std::int64_t width, DType dtype, Device device);

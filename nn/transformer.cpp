@@ -13,12 +13,6 @@
 namespace switchyard::nn {
 namespace {
 
-/// Sum of two regularisers, either of which may be none.
-Variable add_regularizers(const Variable& a, const Variable& b) {
-  if (!a.defined()) return b;
-  return b.defined() ? a + b : a;
-}
-
 /// The norm of the stream, whose pending addition is done on the way.
 Variable add_and_norm(const Norm& norm, ResidualStream& stream) {
   const AddedNorm added = norm.add_forward(stream.sum, stream.pending);
@@ -34,16 +28,23 @@ Tensor last_tokens(const Tensor& past, const Tensor& inputs, std::int64_t length
 
 }  // namespace
 
+Variable add_regularizers(const Variable& a, const Variable& b) {
+  if (!a.defined()) return b;
+  return b.defined() ? a + b : a;
+}
+
 Variable ResidualStream::total() const { return pending.defined() ? sum + pending : sum; }
 
 TransformerBlock::TransformerBlock(std::unique_ptr<Norm> attention_norm, std::unique_ptr<AttentionLayer> attention,
                                    std::unique_ptr<Norm> feed_forward_norm,
-                                   std::unique_ptr<FeedForwardLayer> feed_forward, double dropout)
+                                   std::unique_ptr<FeedForwardLayer> feed_forward, double dropout,
+                                   NormPlacement placement)
     : attention_norm_(std::move(attention_norm)),
       attention_(std::move(attention)),
       feed_forward_norm_(std::move(feed_forward_norm)),
       feed_forward_(std::move(feed_forward)),
-      dropout_(dropout) {
+      dropout_(dropout),
+      placement_(placement) {
   check(attention_norm_ && attention_ && feed_forward_norm_ && feed_forward_, "TransformerBlock: a layer is missing");
   register_module("attention_norm", *attention_norm_);
   register_module("attention", *attention_);
@@ -65,25 +66,40 @@ LayerOutput TransformerBlock::forward(const Variable& x, const BlockArguments& a
   return {stream.total(), regularizer};
 }
 
+Variable TransformerBlock::enter(const Norm& norm, ResidualStream& stream) const {
+  if (placement_ == NormPlacement::pre) return add_and_norm(norm, stream);
+  stream = {stream.total(), {}};
+  return stream.sum;
+}
+
+void TransformerBlock::leave(const Norm& norm, ResidualStream& stream, const Variable& output) const {
+  stream.pending = dropout_.forward(output);
+  if (placement_ == NormPlacement::post) stream = {norm.add_forward(stream.sum, stream.pending).normed, {}};
+}
+
 Variable TransformerBlock::advance(ResidualStream& stream, const BlockArguments& arguments) {
   AttentionArguments attention_arguments;
   attention_arguments.cache = arguments.cache;
+  attention_arguments.causal = arguments.causal;
+  attention_arguments.key_padding = arguments.key_padding;
   attention_arguments.inspection = arguments.inspection;
   Variable regularizer;
   {
     NameScope scope("attention");
-    const Variable normed = add_and_norm(*attention_norm_, stream);
+    const Variable input = enter(*attention_norm_, stream);
     if (arguments.memory.defined()) {
       check(!arguments.cache, "TransformerBlock: a segment memory and a KV cache cannot be combined");
-      attention_arguments.key_source = concat({attention_norm_->forward(Variable(arguments.memory)), normed}, 1);
+      const Variable memory(arguments.memory);
+      attention_arguments.key_source =
+          concat({placement_ == NormPlacement::pre ? attention_norm_->forward(memory) : memory, input}, 1);
     }
-    const LayerOutput attended = attention_->forward(normed, attention_arguments);
-    stream.pending = dropout_.forward(attended.output);
+    const LayerOutput attended = attention_->forward(input, attention_arguments);
+    leave(*attention_norm_, stream, attended.output);
     regularizer = attended.regularizer;
   }
   NameScope scope("feed_forward");
-  const LayerOutput fed = feed_forward_->forward(add_and_norm(*feed_forward_norm_, stream));
-  stream.pending = dropout_.forward(fed.output);
+  const LayerOutput fed = feed_forward_->forward(enter(*feed_forward_norm_, stream));
+  leave(*feed_forward_norm_, stream, fed.output);
   return add_regularizers(regularizer, fed.regularizer);
 }
 
@@ -95,6 +111,10 @@ LanguageModel::LanguageModel(const LanguageModelOptions& options, std::vector<st
       blocks_(std::move(blocks)),
       final_norm_(make_norm(options.norm, options.width, options.norm_epsilon)) {
   register_module("embedding", embedding_);
+  if (options.positions > 0) {
+    position_ = std::make_unique<LearnedPositions>(options.positions, options.width, options.embedding_init, generator);
+    register_module("position", *position_);
+  }
   register_module("dropout", dropout_);
   for (std::size_t i = 0; i < blocks_.size(); ++i) {
     check(blocks_[i] != nullptr, "LanguageModel: block ", i, " is missing");
@@ -112,12 +132,14 @@ const Variable& LanguageModel::output_weight() const {
   return output_weight_.defined() ? output_weight_ : embedding_.weight();
 }
 
-Variable LanguageModel::embed(const Tensor& tokens) const {
+Variable LanguageModel::embed(const Tensor& tokens, std::int64_t first) const {
   check(tokens.defined() && tokens.rank() == 2 && tokens.dtype() == DType::i64,
         "LanguageModel: expected tokens i64 [batch, tokens], got ", tokens.defined() ? name_of(tokens.dtype()) : "none",
         " ", tokens.shape());
   NameScope scope("embedding");
-  return dropout_.forward(embedding_.forward(tokens));
+  Variable x = embedding_.forward(tokens);
+  if (position_) x = x + position_->forward(tokens.size(1), first);
+  return dropout_.forward(x);
 }
 
 Variable LanguageModel::run_block(std::size_t index, ResidualStream& stream, const BlockArguments& arguments) {
@@ -141,6 +163,7 @@ Variable LanguageModel::run_block(std::size_t index, ResidualStream& stream, con
 LayerOutput LanguageModel::hidden(const Tensor& tokens, SegmentMemory* memory) {
   const bool has_past = memory && !memory->inputs.empty();
   if (memory) {
+    check(!position_, "LanguageModel: learned positions stand still, a segment memory needs relative ones (xl)");
     check(memory->length > 0, "LanguageModel: a segment memory needs a length of at least 1, got ", memory->length);
     check(!has_past || (memory->inputs.size() == blocks_.size() && memory->inputs[0].size(0) == tokens.size(0)),
           "LanguageModel: the segment memory belongs to another model or batch size; clear() it first");
@@ -189,7 +212,7 @@ Tensor LanguageModel::decode(const Tensor& tokens, DecodingState& state, bool la
   check(state.layers.empty() || state.layers.size() == blocks_.size(), "LanguageModel: the decoding state has ",
         state.layers.size(), " layers, the model ", blocks_.size());
   check(tokens.numel() > 0, "LanguageModel: decode needs at least one token, got ", tokens.shape());
-  ResidualStream stream{embed(tokens), {}};
+  ResidualStream stream{embed(tokens, state.length()), {}};
   state.layers.resize(blocks_.size());
   for (std::size_t i = 0; i < blocks_.size(); ++i) {
     BlockArguments arguments;

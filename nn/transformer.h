@@ -4,13 +4,19 @@
 #include "nn/embedding.h"
 #include "nn/layer.h"
 #include "nn/norm.h"
+#include "nn/position.h"
 
 namespace switchyard::nn {
+
+/// Sum of two regularisers, either of which may be none (undefined).
+Variable add_regularizers(const Variable& a, const Variable& b);
 
 /// How one call of a block differs from plain training.
 struct BlockArguments {
   Tensor memory;  ///< [B, M, D] inputs of this block for the M tokens before x, or undefined: a past to attend to
   KeyValueCache* cache = nullptr;
+  bool causal = true;
+  Tensor key_padding;  ///< bool [B, S] over the tokens attended to, true hides one; or undefined
   AttentionInspection* inspection = nullptr;
 };
 
@@ -23,13 +29,18 @@ struct ResidualStream {
   Variable total() const;
 };
 
-/// Pre-layernorm block: x += dropout(attention(norm(x))), then x += dropout(feed_forward(norm(x))). Sublayers
-/// attention_norm, attention, feed_forward_norm, feed_forward.
+/// Where a block normalises: what goes into a layer, as GPT-2 and ViT do, or the sum of its input and output, as the
+/// first transformer (Vaswani et al., 2017) and BERT do.
+enum class NormPlacement : std::uint8_t { pre, post };
+
+/// Pre-layernorm block: x += dropout(attention(norm(x))), then x += dropout(feed_forward(norm(x))). Post-layernorm:
+/// x = norm(x + dropout(attention(x))), then x = norm(x + dropout(feed_forward(x))). Sublayers attention_norm,
+/// attention, feed_forward_norm, feed_forward.
 class TransformerBlock : public Module {
  public:
   TransformerBlock(std::unique_ptr<Norm> attention_norm, std::unique_ptr<AttentionLayer> attention,
                    std::unique_ptr<Norm> feed_forward_norm, std::unique_ptr<FeedForwardLayer> feed_forward,
-                   double dropout = 0);
+                   double dropout = 0, NormPlacement placement = NormPlacement::pre);
 
   /// x [B, T, D] -> [B, T, D], and the sum of both layers' regularisers (undefined for none).
   LayerOutput forward(const Variable& x, const BlockArguments& arguments = {});
@@ -42,11 +53,17 @@ class TransformerBlock : public Module {
   void set_feed_forward(std::unique_ptr<FeedForwardLayer> layer);
 
  private:
+  /// What a layer gets of the stream.
+  Variable enter(const Norm& norm, ResidualStream& stream) const;
+  /// Adds what the layer made of it.
+  void leave(const Norm& norm, ResidualStream& stream, const Variable& output) const;
+
   std::unique_ptr<Norm> attention_norm_;
   std::unique_ptr<AttentionLayer> attention_;
   std::unique_ptr<Norm> feed_forward_norm_;
   std::unique_ptr<FeedForwardLayer> feed_forward_;
   Dropout dropout_;
+  NormPlacement placement_;
 };
 
 /// Transformer-XL's recurrence: the block inputs of the last `length` tokens seen, cut off from the graph, which the
@@ -71,6 +88,7 @@ struct LanguageModelOptions {
   double dropout = 0;  ///< of the embeddings
   NormKind norm = NormKind::layernorm;
   double norm_epsilon = 1e-5;
+  std::int64_t positions = 0;   ///< rows of a learned position table, the longest text; 0 for no table
   bool tie_embeddings = false;  ///< the output projection is the embedding matrix
   bool output_bias = false;
   bool recompute = false;  ///< keep only the blocks' inputs and run each block again in the backward pass
@@ -85,8 +103,8 @@ struct LanguageModelLoss {
 };
 
 /// Decoder language model: embedding, blocks, a last norm, a projection to the vocabulary (B batch, T tokens, V
-/// vocabulary). Parameters embedding.weight [V, D], layers.<i>.*, final_norm.*, output.weight [V, D] unless tied,
-/// output.bias [V].
+/// vocabulary). Parameters embedding.weight [V, D], position.weight [positions, D] where wanted, layers.<i>.*,
+/// final_norm.*, output.weight [V, D] unless tied, output.bias [V].
 class LanguageModel : public Module {
  public:
   LanguageModel(const LanguageModelOptions& options, std::vector<std::unique_ptr<TransformerBlock>> blocks,
@@ -112,7 +130,8 @@ class LanguageModel : public Module {
   void set_recompute(bool on) { options_.recompute = on; }
 
  private:
-  Variable embed(const Tensor& tokens) const;
+  /// The first token stands at position `first`.
+  Variable embed(const Tensor& tokens, std::int64_t first = 0) const;
   /// Moves the stream through a block and returns its regularisers.
   Variable run_block(std::size_t index, ResidualStream& stream, const BlockArguments& arguments);
   Variable project(const Variable& hidden) const;
@@ -120,6 +139,7 @@ class LanguageModel : public Module {
 
   LanguageModelOptions options_;
   Embedding embedding_;
+  std::unique_ptr<LearnedPositions> position_;  // null without a table
   Dropout dropout_;
   std::vector<std::unique_ptr<TransformerBlock>> blocks_;
   std::unique_ptr<Norm> final_norm_;
