@@ -34,7 +34,6 @@ struct ModelShape {
   std::int64_t layers = 2;
   double dropout = 0;
   bool tie = false, bias = false, recompute = false;
-  std::int64_t positions = 0;
   NormPlacement placement = NormPlacement::pre;
 };
 
@@ -81,7 +80,6 @@ std::unique_ptr<LanguageModel> make(const ModelShape& shape, DType dtype = DType
   options.tie_embeddings = shape.tie;
   options.output_bias = shape.bias;
   options.recompute = shape.recompute;
-  options.positions = shape.positions;
   options.embedding_init = init::normal(1);
   auto model = std::make_unique<LanguageModel>(options, std::move(blocks), generator);
   model->to(dtype);
@@ -336,45 +334,6 @@ TEST(LanguageModel, layers_draw_from_the_default_generator_unless_given_another)
   };
   EXPECT_CLOSE(weight(1), weight(1), 0.0);
   EXPECT_GT(max_error(weight(1), weight(2)), 0.1);
-}
-
-Tensor parameter(const Module& module, const std::string& name) {
-  for (const NamedParameter& p : module.named_parameters())
-    if (p.name == name) return p.variable.data();
-  ADD_FAILURE() << "no parameter " << name;
-  return {};
-}
-
-TEST(LanguageModel, learned_positions_are_added_to_the_embeddings) {
-  ModelShape shape;
-  shape.position = PositionKind::none;
-  shape.positions = kVocabulary;
-  const auto model = make(shape);
-  const Tensor counted = Tensor::arange(5).unsqueeze(0);  // token t at position t
-  const Tensor with_table = model->logits(counted).data();
-  const Tensor table = parameter(*model, "position.weight"), embedding = parameter(*model, "embedding.weight");
-  embedding.copy_from(ops::add(embedding, table));
-  table.fill(0);
-  EXPECT_CLOSE(model->logits(counted).data(), with_table, 1e-12);
-}
-
-TEST(LanguageModel, learned_positions_count_from_the_start_of_decoding) {
-  ModelShape shape;
-  shape.position = PositionKind::none;
-  shape.positions = 6;
-  for (const NormPlacement placement : {NormPlacement::pre, NormPlacement::post}) {
-    shape.placement = placement;
-    const auto model = make(shape);
-    const Tensor x = tokens({2, 6});
-    DecodingState state;
-    const Tensor first = model->decode(x.slice(1, 0, 4), state), second = model->decode(x.slice(1, 4, 6), state);
-    EXPECT_CLOSE(ops::concat({first, second}, 1), model->logits(x).data(), 1e-12);
-    EXPECT_ERROR(model->decode(x.slice(1, 0, 1), state),
-                 "LearnedPositions: 1 tokens from position 6 on, expected at most 6 positions");
-    EXPECT_ERROR(model->logits(tokens({1, 7})), "7 tokens from position 0 on, expected at most 6 positions");
-    SegmentMemory memory{4, {}};
-    EXPECT_ERROR(model->logits(x, &memory), "a segment memory needs relative ones (xl)");
-  }
 }
 
 TEST(LanguageModel, remembers_segments_with_post_layernorm) {
