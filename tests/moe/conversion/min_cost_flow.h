@@ -78,4 +78,13 @@ inline Tensor means(const Tensor& rows, const std::vector<std::int32_t>& labels,
   return centres;
 }
 
+/// Sum of the squared distances of the rows to their cluster's mean.
+inline double k_means_objective(const Tensor& rows, const std::vector<std::int32_t>& labels, std::int64_t clusters) {
+  const Tensor distances = squared_distances(rows, means(rows, labels, clusters));
+  double total = 0;
+  for (std::size_t row = 0; row < labels.size(); ++row)
+    total += distances.data<double>()[static_cast<std::int64_t>(row) * clusters + labels[row]];
+  return total;
+}
+
 }  // namespace switchyard::testing
