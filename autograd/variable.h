@@ -60,4 +60,7 @@ class Variable {
 
 using Variables = std::vector<Variable>;
 
+/// The elements of an optional operand; undefined where the variable is.
+inline Tensor data_or_none(const Variable& v) { return v.defined() ? v.data() : Tensor{}; }
+
 }  // namespace switchyard

@@ -2,6 +2,7 @@
 
 #include "core/ops/expert_matmul.h"
 #include "cuda/device/activation.cuh"
+#include "cuda/device/reduce.cuh"
 #include "cuda/launch.cuh"
 
 namespace switchyard::cuda {
@@ -37,12 +38,7 @@ __device__ inline PairTile find_tile(const std::int32_t* offsets, int experts, i
     const int expert = first + lane;
     const int begin = expert < experts ? offsets[expert] : 0, end = expert < experts ? offsets[expert + 1] : 0;
     const int own = (end - begin + rows - 1) / rows;
-    int sum = own;
-#pragma unroll
-    for (int distance = 1; distance < 32; distance *= 2) {
-      const int other = __shfl_up_sync(0xffffffffu, sum, distance);
-      if (lane >= distance) sum += other;
-    }
+    const int sum = warp_running_sum(own);
     const unsigned reached = __ballot_sync(0xffffffffu, before + sum > tile);
     if (reached != 0) {
       const int owner = __ffs(reached) - 1;

@@ -74,12 +74,7 @@ struct Schedule {
       const int expert = first + lane;
       const int begin = expert < experts ? offsets[expert] : 0, end = expert < experts ? offsets[expert + 1] : 0;
       const int own = units(end - begin) * column_tiles;
-      int sum = own;
-#pragma unroll
-      for (int distance = 1; distance < 32; distance *= 2) {
-        const int other = __shfl_up_sync(0xffffffffu, sum, distance);
-        if (lane >= distance) sum += other;
-      }
+      const int sum = warp_running_sum(own);
       const unsigned reached = __ballot_sync(0xffffffffu, before + sum > item);
       if (reached != 0) {
         const int owner = __ffs(reached) - 1;

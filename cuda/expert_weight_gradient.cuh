@@ -50,12 +50,7 @@ __device__ inline ExpertSteps find_expert(const WorkDivision& work, int step) {
   int before = 0;
   for (int first = 0; first < work.experts; first += 32) {
     const int own = first + lane < work.experts ? work.steps_of(first + lane) : 0;
-    int sum = own;
-#pragma unroll
-    for (int distance = 1; distance < 32; distance *= 2) {
-      const int other = __shfl_up_sync(0xffffffffu, sum, distance);
-      if (lane >= distance) sum += other;
-    }
+    const int sum = warp_running_sum(own);
     const unsigned reached = __ballot_sync(0xffffffffu, before + sum > step);
     if (reached != 0) {
       const int owner = __ffs(reached) - 1;

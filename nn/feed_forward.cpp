@@ -37,7 +37,7 @@ FeedForward::FeedForward(const FeedForwardOptions& options, Generator& generator
 
 LayerOutput FeedForward::forward(const Variable& x) {
   // Tensor cores want sizes that are multiples of eight: other hidden sizes get neurons of zeros, which change nothing.
-  const std::int64_t extra = x.dtype() == DType::bf16 ? -down_.weight().size(1) & 7 : 0;
+  const std::int64_t extra = x.dtype() == DType::bf16 ? (8 - down_.weight().size(1) % 8) % 8 : 0;
   const auto hidden = [&](const Linear& layer, Activation activation) {
     return linear_activation(x, padded(layer.weight(), 0, extra), padded(layer.bias(), 0, extra), activation);
   };

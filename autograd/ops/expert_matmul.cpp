@@ -6,8 +6,6 @@
 namespace switchyard {
 namespace {
 
-Tensor data_or_none(const Variable& v) { return v.defined() ? v.data() : Tensor{}; }
-
 struct Wanted {
   bool x, weight, bias, gates;
 };

@@ -12,8 +12,7 @@ Variable linear_cross_entropy(const Variable& x, const Variable& w, const Variab
                               std::int64_t ignore_index) {
   const bool has_bias = bias.defined();
   const bool wanted = grad_enabled() && (x.requires_grad() || w.requires_grad() || bias.requires_grad());
-  const auto result =
-      ops::linear_cross_entropy(x.data(), w.data(), has_bias ? bias.data() : Tensor{}, targets, ignore_index, wanted);
+  const auto result = ops::linear_cross_entropy(x.data(), w.data(), data_or_none(bias), targets, ignore_index, wanted);
   Variables inputs = {x, w};
   if (has_bias) inputs.push_back(bias);
   return record("linear_cross_entropy", result.loss, inputs, [result, has_bias](const Tensor& dloss) {

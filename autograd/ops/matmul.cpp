@@ -37,7 +37,7 @@ Variable linear_node(const Variable& x, const Variable& w, const Variable& bias,
   const bool has_bias = bias.defined();
   Variables inputs = {x, w};
   if (has_bias) inputs.push_back(bias);
-  Tensor y = ops::linear(x.data(), w.data(), has_bias ? bias.data() : Tensor{}, out_dtype, activation);
+  Tensor y = ops::linear(x.data(), w.data(), data_or_none(bias), out_dtype, activation);
   const Tensor activated = activation == ops::Activation::identity ? Tensor{} : y;
   return record(
       "linear", std::move(y), inputs,

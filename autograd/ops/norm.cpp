@@ -8,8 +8,6 @@
 namespace switchyard {
 namespace {
 
-Tensor data_or_none(const Variable& v) { return v.defined() ? v.data() : Tensor{}; }
-
 Variables with_defined(Variables inputs, const Variables& parameters) {
   for (const Variable& parameter : parameters)
     if (parameter.defined()) inputs.push_back(parameter);

@@ -3,34 +3,18 @@
 //
 //   bin/bench_cpu --benchmark_filter=DynamicFeedForward
 
-#include <benchmark/benchmark.h>
-
-#include <chrono>
-
 #include "autograd/grad_mode.h"
+#include "bench/cpu/common.h"
 #include "core/ops/matmul.h"
 #include "core/ops/random.h"
-#include "core/rng.h"
 #include "moe/conversion/dynamic_feed_forward.h"
 
 namespace {
 
 using namespace switchyard;
+using namespace switchyard::bench;
 
 constexpr std::int64_t kWidth = 768, kHidden = 3072;
-
-Generator& generator() {
-  static Generator instance(1);
-  return instance;
-}
-
-Tensor normal(const Shape& shape) { return ops::normal(shape, generator().next(shape.numel()), 0, 0.1); }
-
-double seconds_of(const auto& work) {
-  const auto start = std::chrono::steady_clock::now();
-  work();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
 
 moe::ExpertWeights random_experts(std::int64_t experts) {
   moe::ExpertWeights weights;

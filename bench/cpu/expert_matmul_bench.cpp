@@ -4,32 +4,16 @@
 //
 //   bin/bench_cpu --benchmark_filter=ExpertMatmul
 
-#include <benchmark/benchmark.h>
-
-#include <chrono>
-
+#include "bench/cpu/common.h"
 #include "core/ops/elementwise.h"
 #include "core/ops/expert_matmul.h"
 #include "core/ops/matmul.h"
 #include "core/ops/random.h"
-#include "core/rng.h"
 
 namespace {
 
 using namespace switchyard;
-
-Generator& generator() {
-  static Generator instance(1);
-  return instance;
-}
-
-Tensor normal(const Shape& shape) { return ops::normal(shape, generator().next(shape.numel()), 0, 0.1); }
-
-double seconds_of(const auto& work) {
-  const auto start = std::chrono::steady_clock::now();
-  work();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
+using namespace switchyard::bench;
 
 struct Layer {
   Tensor x, up, down, gates, dy;

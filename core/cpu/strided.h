@@ -26,8 +26,7 @@ class StridedLoop {
   }
 
   std::int64_t numel() const { return numel_; }
-  /// Length of a whole run, and how far each operand moves from one element of a run to the next.
-  std::int64_t inner_size() const { return sizes_.back(); }
+  /// How far each operand moves from one element of a run to the next.
   const Offsets& inner_strides() const { return steps_.back(); }
 
   /// Calls f(offsets, count) for consecutive runs that cover elements begin..end of the walking order. `offsets` are

@@ -38,8 +38,6 @@ NormRouterOptions router_for(const ExpertWeights& weights, NormRouterOptions opt
   return options;
 }
 
-Tensor data_of(const Variable& x) { return x.defined() ? x.data() : Tensor{}; }
-
 }  // namespace
 
 DynamicFeedForward::DynamicFeedForward(const ExpertWeights& weights, Activation activation, NormRouterOptions router,
@@ -97,11 +95,11 @@ void DynamicFeedForward::set_gate(const Gate& gate) {
 ExpertWeights DynamicFeedForward::weights() const {
   ExpertWeights weights;
   weights.w1 = w1_.data();
-  weights.b1 = data_of(b1_);
-  weights.gate = data_of(gate_weight_);
-  weights.gate_bias = data_of(gate_bias_);
+  weights.b1 = data_or_none(b1_);
+  weights.gate = data_or_none(gate_weight_);
+  weights.gate_bias = data_or_none(gate_bias_);
   weights.w2 = w2_.data();
-  weights.last_bias = data_of(last_bias_);
+  weights.last_bias = data_or_none(last_bias_);
   return weights;
 }
 

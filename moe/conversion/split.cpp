@@ -8,8 +8,6 @@
 namespace switchyard::moe {
 namespace {
 
-Tensor data_of(const Variable& parameter) { return parameter.defined() ? parameter.data() : Tensor{}; }
-
 void check_matrix(const char* name, const Tensor& matrix, const Tensor& bias, const Shape& shape, std::int64_t rows) {
   check(matrix.defined() && matrix.shape() == shape, "split_into_experts: ", name, " must be ", shape, ", got ",
         matrix.defined() ? matrix.shape() : Shape{});
@@ -53,11 +51,11 @@ Tensor neurons_by_expert(const Tensor& labels, std::int64_t neurons, std::int64_
 }  // namespace
 
 DenseWeights weights_of(const nn::FeedForward& layer) {
-  DenseWeights dense = {layer.up().weight().data(),   data_of(layer.up().bias()),  {}, {},
-                        layer.down().weight().data(), data_of(layer.down().bias())};
+  DenseWeights dense = {layer.up().weight().data(),   data_or_none(layer.up().bias()),  {}, {},
+                        layer.down().weight().data(), data_or_none(layer.down().bias())};
   if (const nn::Linear* gate = layer.gate()) {
     dense.gate = gate->weight().data();
-    dense.gate_bias = data_of(gate->bias());
+    dense.gate_bias = data_or_none(gate->bias());
   }
   return dense;
 }

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <map>
 #include <string>
@@ -18,6 +19,22 @@ inline void randomize(Module& module, std::uint64_t seed) {
   module.to(DType::f64);
   for (const Variable& p : module.parameters())
     p.set_data(testing::random_tensor(p.shape(), seed++, DType::f64, -0.7, 0.7));
+}
+
+/// Expects a module's parameters to be `single` and, for each of `layers` and each layer of block 0, a weight and a
+/// bias.
+inline void expect_parameter_names(const Module& module, std::vector<std::string> single,
+                                   std::vector<std::string> layers) {
+  for (const char* layer : {"attention_norm", "attention.query", "attention.key", "attention.value", "attention.output",
+                            "feed_forward_norm", "feed_forward.up", "feed_forward.down"})
+    layers.push_back(std::string("layers.0.") + layer);
+  for (const std::string& layer : layers)
+    for (const char* part : {".weight", ".bias"}) single.push_back(layer + part);
+  std::vector<std::string> names;
+  for (const NamedParameter& p : module.named_parameters()) names.push_back(p.name);
+  std::sort(names.begin(), names.end());
+  std::sort(single.begin(), single.end());
+  EXPECT_EQ(names, single);
 }
 
 /// The formulas of encoders in plain loops over one text: what the modules are compared with. Parameters are found by
