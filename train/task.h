@@ -1,0 +1,45 @@
+#pragma once
+
+#include <boost/json/object.hpp>
+#include <cstdint>
+#include <optional>
+#include <string_view>
+
+#include "nn/transformer.h"
+
+namespace switchyard::train {
+
+/// How a model does on its validation data.
+struct Score {
+  double loss = 0;                 ///< mean cross-entropy in nats: per predicted token, or per example of a classifier
+  std::optional<double> accuracy;  ///< share of examples classified right; none for language models
+  std::int64_t tokens = 0;         ///< that ran through the model
+};
+
+/// A model together with the data that it learns from and is judged on: all that a plain training loop or a phase of a
+/// conversion needs to know of a language model, a classifier of texts or one of images.
+class Task {
+ public:
+  virtual ~Task() = default;
+
+  virtual nn::Module& model() = 0;
+  virtual std::int64_t layers() const = 0;
+  virtual nn::TransformerBlock& block(std::int64_t index) = 0;
+
+  /// The loss of the next training batch, regularisers included: what to call backward() on. In the mode the model is
+  /// in. Nothing waits for the device.
+  virtual Variable training_loss() = 0;
+  /// Runs the next training batch through the model in evaluation mode without gradients; its result is dropped. For
+  /// layers that look at what passes through them.
+  virtual void run_training_batch() = 0;
+  /// The model in evaluation mode, without gradients, on the same validation data at every call. Its mode is put back.
+  virtual Score evaluate() = 0;
+  /// Tokens of one training batch, filling included.
+  virtual std::int64_t tokens_per_batch() const = 0;
+
+  /// The place in the training data, and back to it.
+  virtual boost::json::object state() const = 0;
+  virtual void restore(const boost::json::object& state) = 0;
+};
+
+}  // namespace switchyard::train
