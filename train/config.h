@@ -8,35 +8,19 @@
 #include <string_view>
 #include <vector>
 
-#include "core/dtype.h"
 #include "moe/language_model_config.h"
-#include "train/schema.h"
+#include "train/config_sections.h"
 
-/// The configuration of a training run: one struct per section of the JSON file; member initialisers are the defaults.
-/// What each key means and allows is declared in one place, describe() in config.cpp; --help-config prints it.
+/// The configuration of a language model's training run: one struct per section of the JSON file; member initialisers
+/// are the defaults. What each key means and allows is declared in one place, describe() in config.cpp and
+/// config_sections.cpp; --help-config prints it.
 namespace switchyard::train {
 
-enum class TokenizerKind : std::uint8_t { bytes, sentencepiece };
 /// random: windows drawn from anywhere, each once per epoch. contiguous: every batch row reads its own stream in order,
 /// as a model with memory of the previous segment needs.
 enum class DataMode : std::uint8_t { random, contiguous };
-enum class TrainingType : std::uint8_t { f32, bf16 };
-enum class OptimizerKind : std::uint8_t { adamw, sgd };
-enum class ScheduleKind : std::uint8_t { constant, linear, cosine, switchhead_warmup_then_cosine };
 
-constexpr auto names_of(TokenizerKind) { return std::array<std::string_view, 2>{"bytes", "sentencepiece"}; }
 constexpr auto names_of(DataMode) { return std::array<std::string_view, 2>{"random", "contiguous"}; }
-constexpr auto names_of(TrainingType) { return std::array<std::string_view, 2>{"f32", "bf16"}; }
-constexpr auto names_of(OptimizerKind) { return std::array<std::string_view, 2>{"adamw", "sgd"}; }
-constexpr auto names_of(ScheduleKind) {
-  return std::array<std::string_view, 4>{"constant", "linear", "cosine", "switchhead_warmup_then_cosine"};
-}
-
-struct TokenizerConfig {
-  TokenizerKind kind = TokenizerKind::bytes;
-  std::int64_t vocabulary_size = 8000;  ///< sentencepiece only: pieces to train where `model` is not given
-  std::string model;                    ///< sentencepiece only: a trained .model file
-};
 
 struct DataConfig {
   std::vector<std::string> files;  ///< empty: the corpus embedded in the program
@@ -48,42 +32,12 @@ struct DataConfig {
   DataMode mode = DataMode::random;
 };
 
-struct TrainingConfig {
-  std::int64_t steps = 1000;
-  std::int64_t batch = 16;
+struct LanguageModelTrainingConfig : TrainingConfig {
   std::int64_t gradient_accumulation = 1;
-  TrainingType dtype = TrainingType::f32;
-  std::string device = "cpu";
-  std::int64_t seed = 1;
   bool recompute = false;
-  double clip = 0.25;
-  std::int64_t log_every = 10;
-  std::int64_t validate_every = 250;
-  std::int64_t checkpoint_every = 250;
-  std::int64_t keep_checkpoints = 2;
 };
 
-struct ScheduleConfig {
-  ScheduleKind kind = ScheduleKind::cosine;
-  std::int64_t warmup_steps = 0;
-  double final_fraction = 0.0;
-};
-
-struct OptimizerConfig {
-  OptimizerKind kind = OptimizerKind::adamw;
-  double learning_rate = 2.5e-4;
-  double beta1 = 0.9;
-  double beta2 = 0.999;
-  double epsilon = 1e-8;
-  double momentum = 0.0;
-  double weight_decay = 0.01;
-  bool decay_all = false;
-  ScheduleConfig schedule;
-};
-
-struct OutputConfig {
-  std::string folder = "runs";
-  std::string name;
+struct LanguageModelOutputConfig : OutputConfig {
   std::int64_t sample_length = 400;
   std::string sample_prompt;
   double sample_temperature = 0.8;
@@ -92,18 +46,15 @@ struct OutputConfig {
 struct Config {
   moe::LanguageModelConfig model;
   DataConfig data;
-  TrainingConfig training;
+  LanguageModelTrainingConfig training;
   OptimizerConfig optimizer;
-  OutputConfig output;
+  LanguageModelOutputConfig output;
 
-  DType dtype() const { return training.dtype == TrainingType::bf16 ? DType::bf16 : DType::f32; }
+  DType dtype() const { return dtype_of(training.dtype); }
 };
 
 /// The table of every key, bound to `config` (which must outlive it).
 Schema describe(Config& config);
-
-/// Reads `--set`-style overrides ("model.layers=4"; the right side is JSON, or else a plain string) into `values`.
-void apply_overrides(boost::json::object& values, const std::vector<std::string>& overrides);
 
 /// Defaults, then `values`, then a check of the whole. Throws Error with one line naming key, value and what is
 /// allowed.

@@ -39,7 +39,7 @@ std::string holder_of(int lock) {
 void check_is_run(const fs::path& path) {
   std::error_code code;
   check(fs::is_directory(path, code), "run folder: ", path.string(), ": is no folder");
-  check(fs::is_regular_file(path / "config.json", code), "run folder: ", path.string(),
+  check(fs::is_regular_file(RunFolder::config_path(path), code), "run folder: ", path.string(),
         ": has no config.json, expected the folder of a run");
 }
 
@@ -72,12 +72,12 @@ RunFolder::~RunFolder() {
   if (lock_ >= 0) ::close(lock_);
 }
 
-RunFolder RunFolder::create(const Config& config) {
-  const fs::path parent = config.output.folder;
+RunFolder RunFolder::create(const OutputConfig& output, const boost::json::object& config) {
+  const fs::path parent = output.folder;
   std::error_code code;
   fs::create_directories(parent, code);
   check(!code, "run folder: ", parent.string(), ": cannot be made: ", code.message());
-  const std::string stem = (config.output.name.empty() ? "run" : config.output.name) + '-' + present_time();
+  const std::string stem = (output.name.empty() ? "run" : output.name) + '-' + present_time();
   for (int count = 1;; ++count) {
     const fs::path path = parent / (count == 1 ? stem : stem + '-' + std::to_string(count));
     const bool made = fs::create_directory(path, code);
@@ -99,9 +99,9 @@ RunFolder RunFolder::open(const fs::path& path) {
 
 Config RunFolder::read_config(const fs::path& run, const std::vector<std::string>& overrides) {
   check_is_run(run);
-  return load_config(run / "config.json", overrides);
+  return load_config(config_path(run), overrides);
 }
 
-void RunFolder::store(const Config& config) const { write_file(config_path(), pretty_json(to_json(config))); }
+void RunFolder::store(const boost::json::object& config) const { write_file(config_path(), pretty_json(config)); }
 
 }  // namespace switchyard::train

@@ -12,10 +12,11 @@ namespace switchyard::train {
 /// open it holds the lock, so two programs never write into one folder; the system frees it with the process.
 class RunFolder {
  public:
-  /// Makes `<config.output.folder>/<config.output.name>-<date>-<time>` (with -2, -3, ... where that exists) and stores
+  /// Makes `<output.folder>/<output.name>-<date>-<time>` (with -2, -3, ... where that exists) and stores
   /// the config in it. A folder in which no training began (it has no `checkpoints/`), because the start failed, is
   /// removed again at the end. Throws Error naming path and cause.
-  static RunFolder create(const Config& config);
+  static RunFolder create(const OutputConfig& output, const boost::json::object& config);
+  static RunFolder create(const Config& config) { return create(config.output, to_json(config)); }
   /// Opens an existing run to go on with it. Throws Error when it is none or another program works in it.
   static RunFolder open(const std::filesystem::path& path);
 
@@ -24,7 +25,7 @@ class RunFolder {
   RunFolder& operator=(RunFolder&&) = delete;
 
   const std::filesystem::path& path() const { return path_; }
-  std::filesystem::path config_path() const { return path_ / "config.json"; }
+  std::filesystem::path config_path() const { return config_path(path_); }
   std::filesystem::path metrics_path() const { return path_ / "metrics.jsonl"; }
   /// What a GPU ran during profiled steps.
   std::filesystem::path trace_path() const { return path_ / "trace.json"; }
@@ -34,13 +35,15 @@ class RunFolder {
   static std::filesystem::path checkpoints_path(const std::filesystem::path& run) { return run / "checkpoints"; }
   /// The run's texts as tokens.
   static std::filesystem::path text_path(const std::filesystem::path& run) { return run / "text"; }
-  /// Throws Error when `run` is no run's folder.
+  static std::filesystem::path config_path(const std::filesystem::path& run) { return run / "config.json"; }
+  /// Of a language model's run. Throws Error when `run` is no run's folder.
   static Config read_config(const std::filesystem::path& run, const std::vector<std::string>& overrides = {});
 
   /// The config the run was started with, and the overrides of this start.
   Config config(const std::vector<std::string>& overrides = {}) const { return read_config(path_, overrides); }
   /// Replaces the stored config.
-  void store(const Config& config) const;
+  void store(const boost::json::object& config) const;
+  void store(const Config& config) const { store(to_json(config)); }
 
  private:
   explicit RunFolder(std::filesystem::path path);

@@ -35,7 +35,7 @@ TrainedModel load_trained_model(const std::filesystem::path& run, const std::str
   validate(trained.config);
   const auto checkpoint = latest_good(RunFolder::checkpoints_path(run), report);
   check(checkpoint.has_value(), "run folder: ", run.string(), ": holds no checkpoint to load");
-  trained.tokenizer = load_tokenizer(trained.config, RunFolder::text_path(run));
+  trained.tokenizer = load_tokenizer(trained.config.data.tokenizer, RunFolder::text_path(run));
   trained.model = build_model(trained.config, *trained.tokenizer);
   load_tensors(checkpoint->model, state_tensors(*trained.model));
   trained.model->eval();

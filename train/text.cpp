@@ -7,7 +7,6 @@
 #include "core/error.h"
 #include "core/io/atomic_file.h"
 #include "core/io/mapped_file.h"
-#include "data/corpus.h"
 
 namespace switchyard::train {
 namespace {
@@ -36,19 +35,6 @@ Corpora read_corpora(const Config& config, const std::function<void(const std::s
 
 fs::path tokenizer_path(const fs::path& folder) { return folder / "tokenizer.model"; }
 
-/// Puts the run's own SentencePiece model into its folder: a copy of the given one, or one trained on the text.
-void make_sentencepiece(const TokenizerConfig& config, const data::Corpus& training, const fs::path& path) {
-  if (fs::exists(path)) return;
-  if (config.model.empty()) {
-    data::SentencePieceOptions options;
-    options.vocabulary_size = static_cast<std::int32_t>(config.vocabulary_size);
-    data::train_sentencepiece(training, path, options);
-  } else {
-    const auto model = MappedFile::open(config.model);
-    write_file(path, std::string_view(reinterpret_cast<const char*>(model->data()), model->size()));
-  }
-}
-
 /// Bytes of text that all documents of `tokens` stand for.
 double bytes_of(const data::TokenFile& tokens, const data::Tokenizer& tokenizer) {
   double bytes = 0;
@@ -64,8 +50,21 @@ double bytes_of(const data::TokenFile& tokens, const data::Tokenizer& tokenizer)
 
 }  // namespace
 
-std::shared_ptr<const data::Tokenizer> load_tokenizer(const Config& config, const fs::path& folder) {
-  if (config.data.tokenizer.kind == TokenizerKind::bytes) return data::make_tokenizer("bytes");
+void make_tokenizer(const TokenizerConfig& config, const data::Corpus& training, const fs::path& folder) {
+  const fs::path path = tokenizer_path(folder);
+  if (config.kind == TokenizerKind::bytes || fs::exists(path)) return;
+  if (config.model.empty()) {
+    data::SentencePieceOptions options;
+    options.vocabulary_size = static_cast<std::int32_t>(config.vocabulary_size);
+    data::train_sentencepiece(training, path, options);
+  } else {
+    const auto model = MappedFile::open(config.model);
+    write_file(path, std::string_view(reinterpret_cast<const char*>(model->data()), model->size()));
+  }
+}
+
+std::shared_ptr<const data::Tokenizer> load_tokenizer(const TokenizerConfig& config, const fs::path& folder) {
+  if (config.kind == TokenizerKind::bytes) return data::make_tokenizer("bytes");
   return data::load_sentencepiece(tokenizer_path(folder));
 }
 
@@ -78,13 +77,12 @@ TokenizedText prepare_text(const Config& config, const fs::path& folder,
   const fs::path training_path = folder / "training.tokens", validation_path = folder / "validation.tokens";
   if (!fs::exists(training_path) || !fs::exists(validation_path)) {
     const Corpora corpora = read_corpora(config, report);
-    if (config.data.tokenizer.kind == TokenizerKind::sentencepiece)
-      make_sentencepiece(config.data.tokenizer, corpora.training, tokenizer_path(folder));
-    const auto tokenizer = load_tokenizer(config, folder);
+    make_tokenizer(config.data.tokenizer, corpora.training, folder);
+    const auto tokenizer = load_tokenizer(config.data.tokenizer, folder);
     data::write_token_file(validation_path, corpora.validation, tokenizer);
     data::write_token_file(training_path, corpora.training, tokenizer);
   }
-  const auto tokenizer = load_tokenizer(config, folder);
+  const auto tokenizer = load_tokenizer(config.data.tokenizer, folder);
   TokenizedText text{tokenizer, data::TokenFile::open(training_path, tokenizer.get()),
                      data::TokenFile::open(validation_path, tokenizer.get())};
   text.tokens_per_byte = static_cast<double>(text.validation.size()) / bytes_of(text.validation, *tokenizer);

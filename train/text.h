@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 
+#include "data/corpus.h"
 #include "data/token_file.h"
 #include "data/tokenizer.h"
 #include "train/config.h"
@@ -24,8 +25,13 @@ struct TokenizedText {
 TokenizedText prepare_text(const Config& config, const std::filesystem::path& folder,
                            const std::function<void(const std::string&)>& report);
 
-/// The tokenizer of a run, from the folder that prepare_text filled.
-std::shared_ptr<const data::Tokenizer> load_tokenizer(const Config& config, const std::filesystem::path& folder);
+/// Puts what the tokenizer of a run needs into `folder`, unless it is there: tokenizer.model with sentencepiece, a copy
+/// of the given one or one trained on `training`.
+void make_tokenizer(const TokenizerConfig& config, const data::Corpus& training, const std::filesystem::path& folder);
+
+/// The tokenizer of a run, from the folder that make_tokenizer or prepare_text filled.
+std::shared_ptr<const data::Tokenizer> load_tokenizer(const TokenizerConfig& config,
+                                                      const std::filesystem::path& folder);
 
 /// Nats per token as bits per byte of text.
 double bits_per_byte(double nats_per_token, double tokens_per_byte);

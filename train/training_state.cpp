@@ -8,9 +8,8 @@
 #include "core/ops/reduce.h"
 #include "core/rng.h"
 #include "moe/language_model.h"
-#include "nn/optim/adamw.h"
 #include "nn/optim/clip.h"
-#include "nn/optim/sgd.h"
+#include "train/optimization.h"
 
 namespace switchyard::train {
 namespace {
@@ -70,27 +69,6 @@ std::unique_ptr<nn::LanguageModel> build_model(const Config& config, const data:
   return model;
 }
 
-std::unique_ptr<nn::Optimizer> build_optimizer(const Config& config, const nn::LanguageModel& model) {
-  const OptimizerConfig& options = config.optimizer;
-  const auto groups = nn::parameter_groups(model.named_parameters(), options.weight_decay, options.decay_all);
-  if (options.kind == OptimizerKind::sgd)
-    return std::make_unique<nn::Sgd>(groups, nn::SgdOptions{options.learning_rate, options.momentum});
-  return std::make_unique<nn::AdamW>(
-      groups, nn::AdamWOptions{options.learning_rate, options.beta1, options.beta2, options.epsilon});
-}
-
-nn::Schedule build_schedule(const Config& config) {
-  const ScheduleConfig& schedule = config.optimizer.schedule;
-  const std::int64_t warmup = schedule.warmup_steps, steps = config.training.steps;
-  switch (schedule.kind) {
-    case ScheduleKind::constant: return nn::schedule::constant(warmup);
-    case ScheduleKind::linear: return nn::schedule::linear(warmup, steps, schedule.final_fraction);
-    case ScheduleKind::cosine: return nn::schedule::cosine(warmup, steps, schedule.final_fraction);
-    case ScheduleKind::switchhead_warmup_then_cosine: return nn::schedule::switchhead_warmup_then_cosine(warmup, steps);
-  }
-  fail("config: optimizer.schedule.kind: unknown");
-}
-
 data::Loader build_loader(const Config& config, const data::TokenFile& tokens) {
   data::LoaderOptions options;
   options.batch = config.training.batch;
@@ -117,8 +95,8 @@ TrainingState::TrainingState(const Config& config, const TokenizedText& text)
       device_(Device::parse(config.training.device)),
       loader_(build_loader(config, text.training)),
       model_(build_model(config, *text.tokenizer)),
-      optimizer_(build_optimizer(config, *model_)),
-      schedule_(build_schedule(config)),
+      optimizer_(build_optimizer(config.optimizer, *model_)),
+      schedule_(build_schedule(config.optimizer.schedule, config.training.steps)),
       inputs_(Tensor::zeros({config.training.batch, config.model.context}, DType::i64, device_)),
       targets_(inputs_.clone()),
       shares_(Tensor::zeros({config.training.gradient_accumulation}, DType::f64, device_)),

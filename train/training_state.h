@@ -19,8 +19,6 @@ namespace switchyard::train {
 
 /// The model that `config` describes, on its device and in its dtype, with weights drawn from its seed.
 std::unique_ptr<nn::LanguageModel> build_model(const Config& config, const data::Tokenizer& tokenizer);
-std::unique_ptr<nn::Optimizer> build_optimizer(const Config& config, const nn::LanguageModel& model);
-nn::Schedule build_schedule(const Config& config);
 /// The live parameters and buffers of a model by name: what a checkpoint's model file holds.
 NamedTensors state_tensors(const nn::Module& model);
 /// The batches of a run; each is worked off in config.training.gradient_accumulation parts.

@@ -1,0 +1,18 @@
+#pragma once
+
+#include <memory>
+
+#include "nn/module.h"
+#include "nn/optim/optimizer.h"
+#include "nn/optim/schedule.h"
+#include "train/config_sections.h"
+
+namespace switchyard::train {
+
+/// The optimiser that `config` describes, over all parameters of `model`.
+std::unique_ptr<nn::Optimizer> build_optimizer(const OptimizerConfig& config, const nn::Module& model);
+
+/// The factor of the learning rate in each of `steps` steps.
+nn::Schedule build_schedule(const ScheduleConfig& config, std::int64_t steps);
+
+}  // namespace switchyard::train
