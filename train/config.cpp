@@ -138,7 +138,7 @@ Schema describe(Config& config) {
   describe_feedforward(schema, config.model.feedforward);
   describe_data(schema, config.data);
   describe_language_model_training(schema, config.training);
-  describe_optimizer(schema, config.optimizer);
+  describe_optimizer(schema, "optimizer", config.optimizer);
   describe_samples(schema, config.output);
   return schema;
 }

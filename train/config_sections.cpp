@@ -78,8 +78,8 @@ void describe_training(Schema& schema, TrainingConfig& training, const std::stri
   schema.integer("keep_checkpoints", training.keep_checkpoints, 1, 10000, "newest checkpoints kept");
 }
 
-void describe_optimizer(Schema& schema, OptimizerConfig& optimizer) {
-  schema.section("optimizer", "the optimiser");
+void describe_optimizer(Schema& schema, const std::string& path, OptimizerConfig& optimizer) {
+  schema.section(path, "the optimiser");
   schema.choice("kind", optimizer.kind, "AdamW with decoupled decay, or plain gradient descent");
   schema.number("learning_rate", optimizer.learning_rate, 0, 1000, "at the top of the schedule");
   schema.share("beta1", optimizer.beta1, "adamw: memory of the gradient's mean");
@@ -89,7 +89,7 @@ void describe_optimizer(Schema& schema, OptimizerConfig& optimizer) {
   schema.number("weight_decay", optimizer.weight_decay, 0, 1000, "decay per unit of learning rate");
   schema.boolean("decay_all", optimizer.decay_all, "decay norms and biases too");
 
-  schema.section("optimizer.schedule", "the learning rate over the steps");
+  schema.section(path + ".schedule", "the learning rate over the steps");
   schema.choice("kind", optimizer.schedule.kind,
                 "shape after the warm-up; switchhead_warmup_then_cosine ends warmup_steps late, as in that paper");
   schema.integer("warmup_steps", optimizer.schedule.warmup_steps, 0, kManySteps, "steps of linear rise");
@@ -115,13 +115,17 @@ void validate_training(const TrainingConfig& training, const OptimizerConfig& op
     fail("config: training.device: ", abbreviate(json::value(training.device)),
          " is unknown, expected \"cpu\", \"cuda\" or \"cuda:<index>\"");
   }
-  check(optimizer.learning_rate > 0.0, "config: optimizer.learning_rate: 0 trains nothing, expected more than 0");
-  check(optimizer.kind == OptimizerKind::sgd || optimizer.momentum == 0.0,
-        "config: optimizer.momentum: ", optimizer.momentum,
+  validate_optimizer("optimizer", optimizer, "training.steps", training.steps);
+}
+
+void validate_optimizer(const std::string& path, const OptimizerConfig& optimizer, const std::string& steps_key,
+                        std::int64_t steps) {
+  const std::string key = "config: " + path + '.';
+  check(optimizer.learning_rate > 0.0, key, "learning_rate: 0 trains nothing, expected more than 0");
+  check(optimizer.kind == OptimizerKind::sgd || optimizer.momentum == 0.0, key, "momentum: ", optimizer.momentum,
         " is not possible with optimizer \"adamw\", expected 0 (adamw has beta1)");
-  check(optimizer.schedule.warmup_steps <= training.steps,
-        "config: optimizer.schedule.warmup_steps: ", optimizer.schedule.warmup_steps, " is more than training.steps ",
-        training.steps, ", expected at most that");
+  check(optimizer.schedule.warmup_steps <= steps, key, "schedule.warmup_steps: ", optimizer.schedule.warmup_steps,
+        " is more than ", steps_key, ' ', steps, ", expected at most that");
 }
 
 void validate_output(const OutputConfig& output) {

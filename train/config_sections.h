@@ -74,13 +74,17 @@ DType dtype_of(TrainingType type);
 /// consists of: "windows".
 void describe_tokenizer(Schema& schema, TokenizerConfig& tokenizer);
 void describe_training(Schema& schema, TrainingConfig& training, const std::string& examples);
-void describe_optimizer(Schema& schema, OptimizerConfig& optimizer);
 void describe_output(Schema& schema, OutputConfig& output);
+/// As section `path`, "optimizer" in most configurations.
+void describe_optimizer(Schema& schema, const std::string& path, OptimizerConfig& optimizer);
 
 /// Throw Error for values that do not fit together.
 void validate_tokenizer(const TokenizerConfig& tokenizer);
 void validate_training(const TrainingConfig& training, const OptimizerConfig& optimizer);
 void validate_output(const OutputConfig& output);
+/// `path` as of describe_optimizer; for `steps` updates, which the key `steps_key` gives.
+void validate_optimizer(const std::string& path, const OptimizerConfig& optimizer, const std::string& steps_key,
+                        std::int64_t steps);
 
 /// Reads `--set`-style overrides ("model.layers=4"; the right side is JSON, or else a plain string) into `values`.
 void apply_overrides(boost::json::object& values, const std::vector<std::string>& overrides);

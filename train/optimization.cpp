@@ -6,8 +6,9 @@
 
 namespace switchyard::train {
 
-std::unique_ptr<nn::Optimizer> build_optimizer(const OptimizerConfig& config, const nn::Module& model) {
-  const auto groups = nn::parameter_groups(model.named_parameters(), config.weight_decay, config.decay_all);
+std::unique_ptr<nn::Optimizer> build_optimizer(const OptimizerConfig& config,
+                                               const std::vector<nn::NamedParameter>& parameters) {
+  const auto groups = nn::parameter_groups(parameters, config.weight_decay, config.decay_all);
   if (config.kind == OptimizerKind::sgd)
     return std::make_unique<nn::Sgd>(groups, nn::SgdOptions{config.learning_rate, config.momentum});
   return std::make_unique<nn::AdamW>(

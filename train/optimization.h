@@ -9,8 +9,9 @@
 
 namespace switchyard::train {
 
-/// The optimiser that `config` describes, over all parameters of `model`.
-std::unique_ptr<nn::Optimizer> build_optimizer(const OptimizerConfig& config, const nn::Module& model);
+/// The optimiser that `config` describes.
+std::unique_ptr<nn::Optimizer> build_optimizer(const OptimizerConfig& config,
+                                               const std::vector<nn::NamedParameter>& parameters);
 
 /// The factor of the learning rate in each of `steps` steps.
 nn::Schedule build_schedule(const ScheduleConfig& config, std::int64_t steps);

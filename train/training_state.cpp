@@ -95,7 +95,7 @@ TrainingState::TrainingState(const Config& config, const TokenizedText& text)
       device_(Device::parse(config.training.device)),
       loader_(build_loader(config, text.training)),
       model_(build_model(config, *text.tokenizer)),
-      optimizer_(build_optimizer(config.optimizer, *model_)),
+      optimizer_(build_optimizer(config.optimizer, model_->named_parameters())),
       schedule_(build_schedule(config.optimizer.schedule, config.training.steps)),
       inputs_(Tensor::zeros({config.training.batch, config.model.context}, DType::i64, device_)),
       targets_(inputs_.clone()),

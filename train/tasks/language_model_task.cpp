@@ -1,0 +1,76 @@
+#include "train/tasks/language_model_task.h"
+
+#include "autograd/grad_mode.h"
+#include "train/evaluation.h"
+#include "train/run_folder.h"
+#include "train/training_state.h"
+
+namespace switchyard::train {
+namespace {
+
+/// The run's model under a config in which the options stand.
+TrainedModel load(const std::filesystem::path& run, const TaskOptions& options,
+                  const std::function<void(const std::string&)>& report) {
+  TrainedModel trained = load_trained_model(run, options.device, report);
+  trained.config.training.batch /= trained.config.training.gradient_accumulation;
+  trained.config.training.gradient_accumulation = 1;
+  if (options.batch > 0) trained.config.training.batch = options.batch;
+  trained.config.training.seed = static_cast<std::int64_t>(options.seed);
+  return trained;
+}
+
+}  // namespace
+
+LanguageModelTask::LanguageModelTask(const std::filesystem::path& run, const TaskOptions& options,
+                                     const std::function<void(const std::string&)>& report)
+    : trained_(load(run, options, report)),
+      text_(prepare_text(trained_.config, RunFolder::text_path(run), report)),
+      loader_(build_loader(trained_.config, text_.training)),
+      memory_{trained_.config.model.memory, {}} {}
+
+data::Batch LanguageModelTask::next_batch() {
+  data::Batch batch = loader_.next();
+  if (batch.restarts) memory_.clear();
+  const Device device = Device::parse(trained_.config.training.device);
+  batch.inputs = batch.inputs.to(device);
+  batch.targets = batch.targets.to(device);
+  return batch;
+}
+
+Variable LanguageModelTask::training_loss() {
+  const data::Batch batch = next_batch();
+  return model().loss(batch.inputs, batch.targets, data::kIgnoreIndex, memory()).total;
+}
+
+void LanguageModelTask::run_training_batch() {
+  const NoGradGuard no_grad;
+  const bool was_training = model().training();
+  model().eval();
+  model().hidden(next_batch().inputs, memory());
+  model().train(was_training);
+}
+
+Score LanguageModelTask::evaluate() {
+  EvaluationOptions options;
+  options.windows = trained_.config.data.validation_windows;
+  options.batch = trained_.config.training.batch;
+  options.context = trained_.config.model.context;
+  options.memory = trained_.config.model.memory;
+  const Evaluation result = train::evaluate(model(), text_.validation, options);
+  return {result.nats_per_token, std::nullopt, result.tokens};
+}
+
+std::int64_t LanguageModelTask::tokens_per_batch() const {
+  return trained_.config.training.batch * trained_.config.model.context;
+}
+
+boost::json::object LanguageModelTask::state() const { return {{"loader", data::to_json(loader_.state())}}; }
+
+void LanguageModelTask::restore(const boost::json::object& state) {
+  const boost::json::value* loader = state.if_contains("loader");
+  check(loader != nullptr, "LanguageModelTask: the state to restore has no \"loader\"");
+  loader_.restore(data::loader_state_from_json(*loader));
+  memory_.clear();
+}
+
+}  // namespace switchyard::train

@@ -1,0 +1,12 @@
+#include "train/tasks/open.h"
+
+#include "train/tasks/language_model_task.h"
+
+namespace switchyard::train {
+
+std::unique_ptr<Task> open_task(const std::filesystem::path& run, const TaskOptions& options,
+                                const std::function<void(const std::string&)>& report) {
+  return std::make_unique<LanguageModelTask>(run, options, report);
+}
+
+}  // namespace switchyard::train
