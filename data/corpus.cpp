@@ -7,6 +7,7 @@
 
 #include "core/error.h"
 #include "data/embedded_corpus.h"
+#include "data/packed_file.h"
 #include "data/permutation.h"
 
 namespace switchyard::data {
@@ -18,16 +19,6 @@ constexpr std::string_view kSeparator = "\n\n<|doc|>\n";
 constexpr std::size_t kManyDocuments = 20;  // from here on validation takes whole documents
 
 std::string_view text_of(const MappedFile& file) { return {reinterpret_cast<const char*>(file.data()), file.size()}; }
-
-/// How to unpack a file whose first bytes show that it is compressed.
-const char* unpacking_hint(std::string_view text) {
-  if (text.starts_with("\xFD"
-                       "7zXZ"))
-    return "; it is packed, unpack it first: xz --decompress --keep";
-  if (text.starts_with("\x1F\x8B")) return "; it is packed, unpack it first: gzip --decompress --keep";
-  if (text.starts_with("\x28\xB5\x2F\xFD")) return "; it is packed, unpack it first: zstd --decompress";
-  return "";
-}
 
 bool is_skipped(const fs::path& path, bool is_folder) {
   const std::string name = path.filename().string();

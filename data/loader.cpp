@@ -6,7 +6,6 @@
 #include <utility>
 
 #include "core/error.h"
-#include "core/philox.h"
 #include "data/permutation.h"
 
 namespace switchyard::data {
@@ -62,11 +61,6 @@ Loader::Loader(TokenFile tokens, const LoaderOptions& options) : tokens_(std::mo
   }
 }
 
-std::uint64_t Loader::random(std::int64_t epoch, std::uint64_t purpose) const {
-  const auto words = philox(options_.seed, static_cast<std::uint64_t>(epoch), purpose);
-  return words[0] | std::uint64_t{words[1]} << 32;
-}
-
 Batch Loader::next() {
   const std::int64_t batch = options_.batch, context = options_.context;
   Batch out = empty_batch(batch, context);
@@ -90,10 +84,11 @@ Batch Loader::next() {
 void Loader::fill_row(std::int64_t epoch, std::int64_t window, std::int64_t* inputs, std::int64_t* targets) const {
   if (segments_ == 0)
     window = static_cast<std::int64_t>(
-        Permutation(static_cast<std::uint64_t>(windows_), random(epoch, kOrder))(static_cast<std::uint64_t>(window)));
+        Permutation(static_cast<std::uint64_t>(windows_),
+                    epoch_random(options_.seed, epoch, kOrder))(static_cast<std::uint64_t>(window)));
   if (options_.respect_documents) return fill_document_row(window, inputs, targets);
   const auto size = static_cast<std::uint64_t>(tokens_.size());
-  const std::uint64_t phase = random(epoch, kPhase) % size;
+  const std::uint64_t phase = epoch_random(options_.seed, epoch, kPhase) % size;
   const auto begin = (phase + static_cast<std::uint64_t>(window * options_.context)) % size;
   fill_window(tokens_, static_cast<std::int64_t>(begin), options_.context, inputs, targets);
 }

@@ -80,7 +80,6 @@ class Loader {
  private:
   void fill_row(std::int64_t epoch, std::int64_t window, std::int64_t* inputs, std::int64_t* targets) const;
   void fill_document_row(std::int64_t window, std::int64_t* inputs, std::int64_t* targets) const;
-  std::uint64_t random(std::int64_t epoch, std::uint64_t purpose) const;
 
   TokenFile tokens_;
   LoaderOptions options_;

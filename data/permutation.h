@@ -8,6 +8,12 @@
 
 namespace switchyard::data {
 
+/// The random number of a seed for an epoch and a purpose.
+inline std::uint64_t epoch_random(std::uint64_t seed, std::int64_t epoch, std::uint64_t purpose) {
+  const auto words = philox(seed, static_cast<std::uint64_t>(epoch), purpose);
+  return words[0] | std::uint64_t{words[1]} << 32;
+}
+
 /// A pseudo-random order of 0 .. size - 1 that needs no table: a Feistel network permutes the next power of four, and
 /// results outside the range are sent round again.
 class Permutation {

@@ -1,0 +1,54 @@
+#pragma once
+
+#include <filesystem>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "core/tensor.h"
+#include "data/example_order.h"
+#include "data/tokenizer.h"
+
+namespace switchyard::data {
+
+/// Texts with a class each.
+struct LabelledTexts {
+  std::vector<std::string> texts;
+  std::vector<std::int64_t> labels;  ///< of each text, a number of `classes`
+  std::vector<std::string> classes;  ///< names, sorted
+};
+
+/// Reads files of one example a line: `label<TAB>text`. The classes are the labels that occur, or `classes` where that
+/// is not empty. Throws Error naming file and line: a line without tab, without label or without text, a label that is
+/// none of `classes`, a file that is packed or holds zero bytes; and for files without any example.
+LabelledTexts read_labelled_texts(const std::vector<std::filesystem::path>& files,
+                                  const std::vector<std::string>& classes = {});
+
+/// Texts of one length, shorter ones filled up with the separator.
+struct LabelledTextBatch {
+  Tensor tokens;  ///< i64 [batch, context]; each text begins with the separator, for a model that reads its first token
+  Tensor padding;  ///< bool [batch, context], true where there is no token
+  Tensor labels;   ///< i64 [batch]
+};
+
+/// Labelled texts as tokens, kept in memory, cut to what fits `context`: of longer texts the last tokens stay, where
+/// a review comes to its verdict.
+class TextExamples {
+ public:
+  /// Throws Error for a context below 2.
+  TextExamples(const LabelledTexts& texts, const Tokenizer& tokenizer, std::int64_t context);
+
+  std::int64_t size() const { return static_cast<std::int64_t>(labels_.size()); }
+  /// On the CPU.
+  LabelledTextBatch batch(std::span<const ExampleTurn> turns) const;
+  /// Of tokens and labels.
+  std::uint64_t checksum() const { return checksum_; }
+
+ private:
+  std::int64_t context_, separator_;
+  std::vector<std::vector<std::int32_t>> tokens_;
+  std::vector<std::int64_t> labels_;
+  std::uint64_t checksum_ = 0;
+};
+
+}  // namespace switchyard::data
