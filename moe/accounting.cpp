@@ -19,12 +19,9 @@ struct Sizes {
   double all_heads() const { return heads * head_width; }
 };
 
-constexpr std::array kProjections = {ProjectionKind::query, ProjectionKind::key, ProjectionKind::value,
-                                     ProjectionKind::output};
-
 int expert_projections(const AttentionConfig& attention) {
   int count = 0;
-  for (const ProjectionKind kind : kProjections) count += attention.has_experts(kind);
+  for (const ProjectionKind kind : nn::kProjectionKinds) count += attention.has_experts(kind);
   return count;
 }
 
@@ -109,7 +106,7 @@ void count_feed_forward(const LanguageModelConfig& config, const Sizes& n, Layer
 void count_parameters(const LanguageModelConfig& config, LayerCost& cost) {
   const AttentionConfig& attention = config.attention;
   const std::int64_t matrix = attention.heads * head_width(config) * config.width;
-  for (const ProjectionKind kind : kProjections)
+  for (const ProjectionKind kind : nn::kProjectionKinds)
     cost.attention_parameters += matrix * (attention.has_experts(kind) ? attention.experts : 1);
   cost.attention_parameters += routers(attention) * attention.heads * attention.experts * config.width;
   if (has_output_gate(attention)) cost.attention_parameters += attention.heads * config.width;

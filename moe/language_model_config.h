@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "core/ops/elementwise.h"
+#include "nn/layer.h"
 
 /// Everything that describes a decoder language model, dense or Mixture-of-Experts: plain structs whose member
 /// initialisers are the defaults. A program may fill them by hand; train/config.h reads them from JSON (section
@@ -21,8 +22,7 @@ enum class FeedForwardKind : std::uint8_t { dense, glu, sigma_moe };
 /// How router scores become the weights of the k chosen experts. `softmax_after_topk` normalises the chosen scores
 /// only; `sinkmoid` balances the choice by Sinkhorn rounds in training and weights by the sigmoid.
 enum class SelectionKind : std::uint8_t { sigmoid, softmax, softmax_after_topk, sinkmoid };
-/// The projections of an attention layer, of which any may be a set of experts.
-enum class ProjectionKind : std::uint8_t { query, key, value, output };
+using nn::ProjectionKind;
 
 // The names used in configuration files and messages, in the order of the enumerators.
 constexpr auto names_of(ModelKind) { return std::array<std::string_view, 1>{"decoder"}; }
@@ -33,9 +33,8 @@ constexpr auto names_of(FeedForwardKind) { return std::array<std::string_view, 3
 constexpr auto names_of(SelectionKind) {
   return std::array<std::string_view, 4>{"sigmoid", "softmax", "softmax_after_topk", "sinkmoid"};
 }
-constexpr auto names_of(ProjectionKind) { return std::array<std::string_view, 4>{"q", "k", "v", "o"}; }
 
-/// The name of one enumerator of any enum above.
+/// The name of one enumerator of any enum that has a names_of().
 template <class E>
 constexpr std::string_view name_of(E value) {
   return names_of(value)[static_cast<std::size_t>(value)];

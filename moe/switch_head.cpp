@@ -13,15 +13,6 @@
 namespace switchyard::moe {
 namespace {
 
-constexpr std::array kProjections = {ProjectionKind::query, ProjectionKind::key, ProjectionKind::value,
-                                     ProjectionKind::output};
-
-/// The names of parameters and of inspection records.
-std::string full_name(ProjectionKind kind) {
-  constexpr std::array<const char*, 4> kNames = {"query", "key", "value", "output"};
-  return kNames[static_cast<std::size_t>(kind)];
-}
-
 SwitchHeadOptions completed(SwitchHeadOptions options) {
   check(options.width >= 1, "SwitchHead: width is ", options.width, ", expected at least 1");
   check(options.heads >= 1, "SwitchHead: heads is ", options.heads, ", expected at least 1");
@@ -88,7 +79,7 @@ class SwitchHead::Pass {
   Variable project(ProjectionKind kind, const Variable& source, const Variable& selector) {
     choose(kind, selector);
     const HeadProjection& projection = projection_of(kind);
-    const NameScope scope(full_name(kind));
+    const NameScope scope(nn::sublayer_name(kind));
     if (!projection.has_experts()) return projection.forward(source, {});
     const Routing& routing = routings_[static_cast<std::size_t>(kind)];
     if (inspection_) record(kind, routing, selector);
@@ -99,7 +90,7 @@ class SwitchHead::Pass {
   void choose(ProjectionKind kind, const Variable& selector) {
     Routing& routing = routings_[static_cast<std::size_t>(kind)];
     if (!projection_of(kind).has_experts() || routing.indices.defined()) return;
-    const NameScope scope(full_name(kind));
+    const NameScope scope(nn::sublayer_name(kind));
     Router* own = layer_.routers_[static_cast<std::size_t>(kind)].get();
     if (!own && shared_.indices.defined() && shared_selector_.state() == selector.state()) {
       routing = shared_;
@@ -125,7 +116,8 @@ class SwitchHead::Pass {
                                       ? layer_.routers_[static_cast<std::size_t>(kind)]->options()
                                       : layer_.shared_router_->options();
     const Shape shape = {selector.size(0), selector.size(1), router.slots, router.k};
-    inspection_->selections.push_back({full_name(kind), routing.indices.view(shape), routing.gates.data().view(shape)});
+    inspection_->selections.push_back(
+        {nn::sublayer_name(kind), routing.indices.view(shape), routing.gates.data().view(shape)});
   }
 
   const SwitchHead& layer_;
@@ -140,15 +132,15 @@ SwitchHead::SwitchHead(const SwitchHeadOptions& options, Generator& generator)
     : options_(completed(options)),
       core_(options_.position, options_.width, options_.heads, options_.head_width, options_.dropout,
             nn::init::fan_in_normal(options_.init_scale), generator) {
-  for (const ProjectionKind kind : kProjections) {
+  for (const ProjectionKind kind : nn::kProjectionKinds) {
     const auto at = static_cast<std::size_t>(kind);
     projections_[at] = std::make_unique<HeadProjection>(kind, options_, generator);
-    register_module(full_name(kind), *projections_[at]);
+    register_module(nn::sublayer_name(kind), *projections_[at]);
     if (!projections_[at]->has_experts()) continue;
     std::unique_ptr<Router>& router = options_.shared_selection ? shared_router_ : routers_[at];
     if (router) continue;
     router = std::make_unique<Router>(options_of_router(options_), generator);
-    register_module(options_.shared_selection ? "router" : full_name(kind) + "_router", *router);
+    register_module(options_.shared_selection ? "router" : nn::sublayer_name(kind) + "_router", *router);
   }
   if (options_.experts == 1) {
     const nn::Initializer init = nn::init::fan_in_normal(options_.init_scale);

@@ -76,31 +76,75 @@ std::int64_t head_width_of(const MultiHeadAttentionOptions& options) {
   return options.width / options.heads;
 }
 
+std::unique_ptr<Linear> linear_projection(const MultiHeadAttentionOptions& options, ProjectionKind kind,
+                                          Generator& generator) {
+  const std::int64_t all_heads = options.heads * head_width_of(options);
+  const bool output = kind == ProjectionKind::output;
+  return std::make_unique<Linear>(output ? all_heads : options.width, output ? options.width : all_heads, options.bias,
+                                  options.init, generator);
+}
+
 }  // namespace
 
 MultiHeadAttention::MultiHeadAttention(const MultiHeadAttentionOptions& options, Generator& generator)
-    : heads_(options.heads),
+    : width_(options.width),
+      heads_(options.heads),
       head_width_(head_width_of(options)),
-      query_(options.width, heads_ * head_width_, options.bias, options.init, generator),
-      key_(options.width, heads_ * head_width_, options.bias, options.init, generator),
-      value_(options.width, heads_ * head_width_, options.bias, options.init, generator),
-      core_(options.position, options.width, heads_, head_width_, options.dropout, options.init, generator),
-      output_(heads_ * head_width_, options.width, options.bias, options.init, generator) {
-  register_module("query", query_);
-  register_module("key", key_);
-  register_module("value", value_);
+      projections_{{{linear_projection(options, ProjectionKind::query, generator), nullptr},
+                    {linear_projection(options, ProjectionKind::key, generator), nullptr},
+                    {linear_projection(options, ProjectionKind::value, generator), nullptr},
+                    {}}},
+      core_(options.position, options.width, heads_, head_width_, options.dropout, options.init, generator) {
+  projections_.back().linear = linear_projection(options, ProjectionKind::output, generator);
+  const auto register_projection = [this](ProjectionKind kind) {
+    register_module(sublayer_name(kind), *at(kind).linear);
+  };
+  register_projection(ProjectionKind::query);
+  register_projection(ProjectionKind::key);
+  register_projection(ProjectionKind::value);
   register_module("", core_);
-  register_module("output", output_);
+  register_projection(ProjectionKind::output);
+}
+
+void MultiHeadAttention::set_stand_in(ProjectionKind kind, std::unique_ptr<FeedForwardLayer> layer) {
+  check(layer != nullptr, "MultiHeadAttention: the stand-in for ", sublayer_name(kind), " is missing");
+  layer->train(training());
+  replace_module(sublayer_name(kind), *layer);
+  projections_[static_cast<std::size_t>(kind)] = {nullptr, std::move(layer)};
+}
+
+LayerOutput MultiHeadAttention::project(ProjectionKind kind, const Variable& source) const {
+  const Projection& projection = at(kind);
+  LayerOutput out;
+  if (projection.stand_in) {
+    out = projection.stand_in->forward(source);
+    const std::int64_t expected = kind == ProjectionKind::output ? width_ : heads_ * head_width_;
+    check(out.output.shape() == Shape{source.size(0), source.size(1), expected},
+          "MultiHeadAttention: the stand-in for ", sublayer_name(kind), " gives ", out.output.shape(),
+          ", expected [batch, tokens, ", expected, "]");
+  } else {
+    out.output = projection.linear->forward(source);
+  }
+  if (observer_) observer_(kind, source, out.output);
+  return out;
 }
 
 LayerOutput MultiHeadAttention::forward(const Variable& x, const AttentionArguments& arguments) {
   check(x.rank() == 3, "MultiHeadAttention: x is ", x.shape(), ", expected [batch, tokens, width]");
   const Variable& key_source = arguments.key_source.defined() ? arguments.key_source : x;
   const Variable& value_source = arguments.value_source.defined() ? arguments.value_source : key_source;
-  const auto heads = [&](const Variable& y) { return reshape(y, {y.size(0), y.size(1), heads_, head_width_}); };
-  const Variable attended = core_.forward(heads(query_.forward(x)), heads(key_.forward(key_source)),
-                                          heads(value_.forward(value_source)), arguments);
-  return {output_.forward(reshape(attended, {x.size(0), x.size(1), heads_ * head_width_})), {}};
+  Variable regularizer;
+  const auto heads = [&](ProjectionKind kind, const Variable& source) {
+    const LayerOutput out = project(kind, source);
+    regularizer = add_regularizers(regularizer, out.regularizer);
+    return reshape(out.output, {source.size(0), source.size(1), heads_, head_width_});
+  };
+  const Variable query = heads(ProjectionKind::query, x), key = heads(ProjectionKind::key, key_source),
+                 value = heads(ProjectionKind::value, value_source);
+  const Variable attended = core_.forward(query, key, value, arguments);
+  const LayerOutput out =
+      project(ProjectionKind::output, reshape(attended, {x.size(0), x.size(1), heads_ * head_width_}));
+  return {out.output, add_regularizers(regularizer, out.regularizer)};
 }
 
 }  // namespace switchyard::nn

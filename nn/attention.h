@@ -1,5 +1,8 @@
 #pragma once
 
+#include <functional>
+#include <memory>
+
 #include "nn/layer.h"
 #include "nn/linear.h"
 #include "nn/position.h"
@@ -41,19 +44,43 @@ struct MultiHeadAttentionOptions {
   Initializer init = init::fan_in_normal();
 };
 
+/// Is shown what goes into a projection, [B, T, inputs], and what comes out, while the layer runs: positions may be put
+/// into the output in place afterwards.
+using ProjectionObserver = std::function<void(ProjectionKind kind, const Variable& input, const Variable& output)>;
+
 /// Multi-head attention (Vaswani et al., 2017). Parameters query.weight, key.weight, value.weight [H d, D] and
-/// output.weight [D, H d]; with xl positions also position.projection.weight [H d, D].
+/// output.weight [D, H d], each with a bias where wanted; with xl positions also position.projection.weight [H d, D].
+/// Another layer may take the place of any projection; its parameters are then query.* and so on.
 class MultiHeadAttention : public AttentionLayer {
  public:
   explicit MultiHeadAttention(const MultiHeadAttentionOptions& options, Generator& generator = initial_weights());
 
   LayerOutput forward(const Variable& x, const AttentionArguments& arguments = {}) override;
 
+  /// A projection as the layer was built; null where another layer stands in for it.
+  const Linear* linear(ProjectionKind kind) const { return at(kind).linear.get(); }
+  /// The layer in the place of a projection; null where there is none.
+  FeedForwardLayer* stand_in(ProjectionKind kind) const { return at(kind).stand_in.get(); }
+  /// Puts a layer with the projection's inputs and outputs in its place. What was there is destroyed: handles of its
+  /// parameters, an optimiser's among them, no longer belong to the model.
+  void set_stand_in(ProjectionKind kind, std::unique_ptr<FeedForwardLayer> layer);
+  /// From now on `observer` sees every projection; an empty one sees nothing.
+  void set_projection_observer(ProjectionObserver observer) { observer_ = std::move(observer); }
+  std::int64_t heads() const { return heads_; }
+  std::int64_t head_width() const { return head_width_; }
+
  private:
-  std::int64_t heads_, head_width_;
-  Linear query_, key_, value_;
+  struct Projection {
+    std::unique_ptr<Linear> linear;              // null once there is a stand-in
+    std::unique_ptr<FeedForwardLayer> stand_in;  // null until then
+  };
+  const Projection& at(ProjectionKind kind) const { return projections_[static_cast<std::size_t>(kind)]; }
+  LayerOutput project(ProjectionKind kind, const Variable& source) const;
+
+  std::int64_t width_, heads_, head_width_;
+  std::array<Projection, 4> projections_;  // by ProjectionKind
   AttentionCore core_;
-  Linear output_;
+  ProjectionObserver observer_;
 };
 
 }  // namespace switchyard::nn

@@ -13,6 +13,14 @@ std::int64_t hidden_of(const FeedForwardOptions& options) {
   return options.hidden > 0 ? options.hidden : 4 * options.width;
 }
 
+std::int64_t outputs_of(const FeedForwardOptions& options) {
+  const std::int64_t outputs = options.outputs > 0 ? options.outputs : options.width;
+  check(!options.residual || outputs == options.width,
+        "FeedForward: a residual connection needs as many outputs as inputs, got ", options.width, " inputs and ",
+        outputs, " outputs");
+  return outputs;
+}
+
 /// x (where there is one) with `extra` zeros at the end of one axis.
 Variable padded(const Variable& x, std::int64_t axis, std::int64_t extra) {
   if (!x.defined() || extra == 0) return x;
@@ -25,11 +33,12 @@ Variable padded(const Variable& x, std::int64_t axis, std::int64_t extra) {
 
 FeedForward::FeedForward(const FeedForwardOptions& options, Generator& generator)
     : activation_(options.activation),
+      residual_(options.residual),
       up_(options.width, hidden_of(options), options.bias, options.init, generator),
       gate_(options.gated
                 ? std::make_unique<Linear>(options.width, hidden_of(options), options.bias, options.init, generator)
                 : nullptr),
-      down_(hidden_of(options), options.width, options.bias, options.init, generator) {
+      down_(hidden_of(options), outputs_of(options), options.bias, options.init, generator) {
   register_module("up", up_);
   if (gate_) register_module("gate", *gate_);
   register_module("down", down_);
@@ -43,7 +52,8 @@ LayerOutput FeedForward::forward(const Variable& x) {
   };
   Variable neurons = hidden(gate_ ? *gate_ : up_, activation_);
   if (gate_) neurons = neurons * hidden(up_, Activation::identity);
-  return {linear(neurons, padded(down_.weight(), 1, extra), down_.bias()), {}};
+  const Variable y = linear(neurons, padded(down_.weight(), 1, extra), down_.bias());
+  return {residual_ ? x + y : y, {}};
 }
 
 }  // namespace switchyard::nn

@@ -1,15 +1,30 @@
 #pragma once
 
+#include <array>
+#include <cstdint>
+
 #include "core/ops/routing.h"
 #include "nn/module.h"
 
 namespace switchyard::nn {
+
+/// The projections of an attention layer.
+enum class ProjectionKind : std::uint8_t { query, key, value, output };
+inline constexpr std::array kProjectionKinds = {ProjectionKind::query, ProjectionKind::key, ProjectionKind::value,
+                                                ProjectionKind::output};
+/// The names used in configuration files and messages, in the order of the enumerators.
+constexpr auto names_of(ProjectionKind) { return std::array<std::string_view, 4>{"q", "k", "v", "o"}; }
+/// The sublayer that an attention layer has for it: "query", "key", "value" or "output".
+std::string sublayer_name(ProjectionKind kind);
 
 /// What an exchangeable layer of a transformer block returns.
 struct LayerOutput {
   Variable output;
   Variable regularizer;  ///< a scalar to be added to the loss, already weighted; undefined for none
 };
+
+/// Sum of two regularisers, either of which may be none (undefined).
+Variable add_regularizers(const Variable& a, const Variable& b);
 
 /// Keys and values of the tokens decoded so far, one per attention layer. Empty to begin with.
 struct KeyValueCache {
@@ -19,7 +34,7 @@ struct KeyValueCache {
 
 /// One routed projection of an attention layer, as read out for inspection.
 struct SelectionRecord {
-  std::string projection;  ///< "query", "key", "value" or "output"
+  std::string projection;  ///< its sublayer_name()
   Tensor indices;          ///< i32 [B, T, H, k]
   Tensor gates;            ///< [B, T, H, k]
 };
@@ -49,7 +64,8 @@ class AttentionLayer : public Module {
   virtual LayerOutput forward(const Variable& x, const AttentionArguments& arguments = {}) = 0;
 };
 
-/// Any feed-forward that fits a transformer block: x [B, T, D] -> [B, T, D].
+/// Any layer that works on each token by itself: x [B, T, inputs] -> [B, T, outputs], memory of its own. In a
+/// transformer block, where it is the feed-forward, inputs and outputs are the model's width.
 class FeedForwardLayer : public Module {
  public:
   virtual LayerOutput forward(const Variable& x) = 0;

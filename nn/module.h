@@ -36,6 +36,14 @@ class Module {
   std::vector<NamedBuffer> named_buffers() const;
   /// This module and everything below it, parents first, with their paths ("" for this one).
   std::vector<std::pair<std::string, Module*>> named_modules();
+  /// Those of named_modules() that are a `Layer`.
+  template <class Layer>
+  std::vector<std::pair<std::string, Layer*>> named_modules_of() {
+    std::vector<std::pair<std::string, Layer*>> layers;
+    for (const auto& [name, module] : named_modules())
+      if (auto* layer = dynamic_cast<Layer*>(module)) layers.emplace_back(name, layer);
+    return layers;
+  }
   Variables parameters() const;
   /// Number of trained values.
   std::int64_t parameter_count() const;

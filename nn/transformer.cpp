@@ -28,11 +28,6 @@ Tensor last_tokens(const Tensor& past, const Tensor& inputs, std::int64_t length
 
 }  // namespace
 
-Variable add_regularizers(const Variable& a, const Variable& b) {
-  if (!a.defined()) return b;
-  return b.defined() ? a + b : a;
-}
-
 Variable ResidualStream::total() const { return pending.defined() ? sum + pending : sum; }
 
 TransformerBlock::TransformerBlock(std::unique_ptr<Norm> attention_norm, std::unique_ptr<AttentionLayer> attention,

@@ -8,9 +8,6 @@
 
 namespace switchyard::nn {
 
-/// Sum of two regularisers, either of which may be none (undefined).
-Variable add_regularizers(const Variable& a, const Variable& b);
-
 /// How one call of a block differs from plain training.
 struct BlockArguments {
   Tensor memory;  ///< [B, M, D] inputs of this block for the M tokens before x, or undefined: a past to attend to

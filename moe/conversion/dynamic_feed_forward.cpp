@@ -29,6 +29,9 @@ const ExpertWeights& checked(const ExpertWeights& weights) {
   check_tensor("gate_bias", weights.gate_bias, {experts, neurons}, dtype, false);
   check(weights.gated() || !weights.gate_bias.defined(), "DynamicFeedForward: gate_bias is given without a gate");
   check_tensor("last_bias", weights.last_bias, {output}, dtype, false);
+  check(!weights.residual || weights.width() == output,
+        "DynamicFeedForward: a residual connection needs as many outputs as inputs, got ", weights.width(),
+        " inputs and ", output, " outputs");
   return weights;
 }
 
@@ -42,7 +45,7 @@ NormRouterOptions router_for(const ExpertWeights& weights, NormRouterOptions opt
 
 DynamicFeedForward::DynamicFeedForward(const ExpertWeights& weights, Activation activation, NormRouterOptions router,
                                        Generator& generator)
-    : activation_(activation), router_(router_for(weights, router), generator) {
+    : activation_(activation), residual_(weights.residual), router_(router_for(weights, router), generator) {
   const auto parameter = [this](const char* name, const Tensor& tensor, bool decays) {
     return tensor.defined() ? register_parameter(name, tensor, decays) : Variable{};
   };
@@ -84,7 +87,8 @@ Variable DynamicFeedForward::run(const Variable& rows, const Tensor& mask, const
   } else {
     y = expert_feed_forward(rows, w1_, b1_, w2_, gates, plan, activation_);
   }
-  return last_bias_.defined() ? y + last_bias_ : y;
+  if (last_bias_.defined()) y = y + last_bias_;
+  return residual_ ? y + rows : y;
 }
 
 void DynamicFeedForward::set_gate(const Gate& gate) {
@@ -100,6 +104,7 @@ ExpertWeights DynamicFeedForward::weights() const {
   weights.gate_bias = data_or_none(gate_bias_);
   weights.w2 = w2_.data();
   weights.last_bias = data_or_none(last_bias_);
+  weights.residual = residual_;
   return weights;
 }
 

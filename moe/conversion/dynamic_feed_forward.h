@@ -8,9 +8,10 @@
 
 namespace switchyard::moe {
 
-/// A dense feed-forward that was split into experts, of which each token runs those that its router expects to matter
-/// (Szatkowski et al., 2024, arXiv 2310.04361):
-///   y = sum over the chosen e of activation(x w1_e + b1_e) w2_e, plus last_bias once; GLU as in ExpertWeights.
+/// A dense feed-forward, or the stand-in for a projection of attention, that was split into experts, of which each
+/// token runs those that its router expects to matter (Szatkowski et al., 2024, arXiv 2310.04361):
+///   y = sum over the chosen e of activation(x w1_e + b1_e) w2_e, plus last_bias once; GLU and the residual connection
+/// as in ExpertWeights.
 /// Chosen experts count in full: scores decide, they do not weight. So all experts together are the dense layer, and
 /// the choice carries no gradient; routers are trained by themselves (router_training.h). The cost follows the experts
 /// really run. Parameters w1, b1, gate, gate_bias, w2, last_bias, as far as there are any, and router.*.
@@ -45,6 +46,7 @@ class DynamicFeedForward : public nn::FeedForwardLayer {
   Tensor choose(const Variable& rows) const;
 
   ops::Activation activation_;
+  bool residual_;
   NormRouter router_;
   Variable w1_, b1_, gate_weight_, gate_bias_, w2_, last_bias_;
   Gate gate_;

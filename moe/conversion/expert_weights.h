@@ -7,7 +7,8 @@ namespace switchyard::moe {
 /// The weights of a dense feed-forward whose neurons are grouped into E experts of S neurons each, laid out as
 /// expert_matmul wants them. For a row x [D], expert e gives
 ///   activation(x w1_e + b1_e) w2_e, or with `gate`: (activation(x gate_e + gate_bias_e) * (x w1_e + b1_e)) w2_e.
-/// The sum of all experts plus last_bias is the dense layer. All tensors have one dtype and device.
+/// The sum of all experts plus last_bias, plus x with `residual`, is the dense layer. All tensors have one dtype and
+/// device.
 struct ExpertWeights {
   Tensor w1;         ///< [E, D, S]
   Tensor b1;         ///< [E, S], or undefined
@@ -15,6 +16,7 @@ struct ExpertWeights {
   Tensor gate_bias;  ///< [E, S], or undefined
   Tensor w2;         ///< [E, S, output width]
   Tensor last_bias;  ///< [output width], added once whichever experts run; or undefined
+  bool residual = false;
 
   std::int64_t experts() const { return w1.size(0); }
   std::int64_t width() const { return w1.size(1); }

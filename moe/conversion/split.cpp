@@ -51,8 +51,13 @@ Tensor neurons_by_expert(const Tensor& labels, std::int64_t neurons, std::int64_
 }  // namespace
 
 DenseWeights weights_of(const nn::FeedForward& layer) {
-  DenseWeights dense = {layer.up().weight().data(),   data_or_none(layer.up().bias()),  {}, {},
-                        layer.down().weight().data(), data_or_none(layer.down().bias())};
+  DenseWeights dense = {layer.up().weight().data(),
+                        data_or_none(layer.up().bias()),
+                        {},
+                        {},
+                        layer.down().weight().data(),
+                        data_or_none(layer.down().bias()),
+                        layer.residual()};
   if (const nn::Linear* gate = layer.gate()) {
     dense.gate = gate->weight().data();
     dense.gate_bias = data_or_none(gate->bias());
@@ -83,7 +88,8 @@ ExpertWeights split_into_experts(const DenseWeights& dense, const Tensor& labels
           columns(dense.gate),
           biases(dense.gate_bias),
           grouped(dense.down.transpose(0, 1)),
-          dense.down_bias.defined() ? dense.down_bias.clone() : Tensor{}};
+          dense.down_bias.defined() ? dense.down_bias.clone() : Tensor{},
+          dense.residual};
 }
 
 }  // namespace switchyard::moe

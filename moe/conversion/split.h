@@ -7,8 +7,8 @@ namespace switchyard::moe {
 
 /// The weights of a dense two-layer perceptron with F neurons, in the layout of nn::Linear:
 ///   activation(x up^T + up_bias) down^T + down_bias, or with `gate`
-///   (activation(x gate^T + gate_bias) * (x up^T + up_bias)) down^T + down_bias.
-/// Biases may be undefined.
+///   (activation(x gate^T + gate_bias) * (x up^T + up_bias)) down^T + down_bias,
+/// plus x with `residual`. Biases may be undefined.
 struct DenseWeights {
   Tensor up;         ///< [F, D]
   Tensor up_bias;    ///< [F]
@@ -16,6 +16,7 @@ struct DenseWeights {
   Tensor gate_bias;  ///< [F]
   Tensor down;       ///< [output width, F]
   Tensor down_bias;  ///< [output width]
+  bool residual = false;
 };
 
 /// The layer's own weights: no element is copied.

@@ -151,6 +151,26 @@ TEST(FeedForward, equals_the_formula_in_all_forms) {
   }
 }
 
+TEST(FeedForward, may_have_other_outputs_and_a_residual_connection) {
+  FeedForwardOptions options;
+  options.width = 4;
+  options.hidden = 6;
+  options.outputs = 3;
+  FeedForward narrow(options);
+  const Tensor x = random_tensor({5, 4}, 1, DType::f32);
+  EXPECT_EQ(narrow.down().weight().shape(), (Shape{3, 6}));
+  EXPECT_EQ(narrow.forward(Variable(x)).output.shape(), (Shape{5, 3}));
+
+  options.outputs = 0;
+  FeedForward plain(options);
+  options.residual = true;
+  FeedForward residual(options);
+  for (std::size_t i = 0; i < plain.parameters().size(); ++i)
+    residual.parameters()[i].data().copy_from(plain.parameters()[i].data());
+  EXPECT_CLOSE(residual.forward(Variable(x)).output.data(), ops::add(x, plain.forward(Variable(x)).output.data()),
+               1e-6);
+}
+
 TEST(FeedForward, hidden_width_defaults_to_four_times_the_width) {
   FeedForwardOptions options;
   options.width = 4;
