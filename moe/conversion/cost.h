@@ -1,5 +1,8 @@
 #pragma once
 
+#include <string>
+#include <vector>
+
 #include "moe/conversion/dynamic_feed_forward.h"
 
 namespace switchyard::moe {
@@ -21,5 +24,22 @@ struct DynamicCost {
 DynamicCost cost_of(const DynamicFeedForward& layer);
 /// Multiply-adds per token by the choices that the layer's statistics counted. Throws Error when none were.
 double measured_cost(const DynamicFeedForward& layer);
+
+/// A layer of a model that conversion may replace: the feed-forward of a block, or a projection of its attention.
+struct ConvertibleLayer {
+  std::string name;                         ///< its path: "layers.3.feed_forward", "layers.3.attention.query"
+  DynamicFeedForward* converted = nullptr;  ///< null while it is dense
+  /// Multiply-adds per token before conversion: DynamicCost::dense of a feed-forward, inputs times outputs of a
+  /// projection.
+  double dense = 0;
+  /// The same of the dense layer that is there now; 0 where it was converted.
+  double unconverted = 0;
+
+  /// Multiply-adds per token as the layer is now: measured_cost() of a converted one.
+  double measured() const { return converted ? measured_cost(*converted) : unconverted; }
+};
+/// Those of all blocks, in the model's order. Layers that are neither dense nor converted, such as sets of experts that
+/// were trained as such, are left out.
+std::vector<ConvertibleLayer> convertible_layers(nn::Module& model);
 
 }  // namespace switchyard::moe
