@@ -29,6 +29,11 @@ Variable padded(const Variable& x, std::int64_t axis, std::int64_t extra) {
   return concat({x, Variable(Tensor::zeros(shape, x.dtype(), x.device()))}, axis);
 }
 
+/// The first `count` channels of x [..., F], where there is an x.
+Variable without_padding(const Variable& x, std::int64_t count) {
+  return x.defined() && x.size(-1) > count ? slice(x, x.rank() - 1, 0, count) : x;
+}
+
 }  // namespace
 
 FeedForward::FeedForward(const FeedForwardOptions& options, Generator& generator)
@@ -50,10 +55,17 @@ LayerOutput FeedForward::forward(const Variable& x) {
   const auto hidden = [&](const Linear& layer, Activation activation) {
     return linear_activation(x, padded(layer.weight(), 0, extra), padded(layer.bias(), 0, extra), activation);
   };
-  Variable neurons = hidden(gate_ ? *gate_ : up_, activation_);
+  const Linear& first = gate_ ? *gate_ : up_;
+  Variable sums, regularizer;
+  if (observer_ && activation_ != Activation::relu) sums = hidden(first, Activation::identity);
+  Variable neurons = sums.defined() ? activate(activation_, sums) : hidden(first, activation_);
+  if (observer_) {
+    const std::int64_t count = down_.weight().size(1);
+    regularizer = observer_({without_padding(sums, count), without_padding(neurons, count)});
+  }
   if (gate_) neurons = neurons * hidden(up_, Activation::identity);
   const Variable y = linear(neurons, padded(down_.weight(), 1, extra), down_.bias());
-  return {residual_ ? x + y : y, {}};
+  return {residual_ ? x + y : y, regularizer};
 }
 
 }  // namespace switchyard::nn

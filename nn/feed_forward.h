@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <memory>
 
 #include "core/ops/elementwise.h"
@@ -19,6 +20,14 @@ struct FeedForwardOptions {
   Initializer init = init::fan_in_normal();
 };
 
+/// The neurons of a feed-forward at work on x [..., D]; of a gated one, those of the gate.
+struct Neurons {
+  Variable sums;         ///< [..., F] what goes into the activation; undefined for relu, whose result tells as much
+  Variable activations;  ///< [..., F]
+};
+/// Looks at neurons as they pass, and may return a regulariser: a weighted scalar, undefined for none.
+using NeuronObserver = std::function<Variable(const Neurons&)>;
+
 /// Two-layer perceptron: activation(x up^T) down^T, or gated: (activation(x gate^T) * (x up^T)) down^T, plus x with
 /// `residual`. Parameters up.weight, gate.weight [F, D] and down.weight [M, F], each with a bias where wanted.
 class FeedForward : public FeedForwardLayer {
@@ -28,6 +37,9 @@ class FeedForward : public FeedForwardLayer {
   LayerOutput forward(const Variable& x) override;
   ops::Activation activation() const { return activation_; }
   bool residual() const { return residual_; }
+  void set_activation(ops::Activation activation) { activation_ = activation; }
+  /// Called by every forward from now on; what it returns becomes the layer's regulariser. An empty one ends that.
+  void set_observer(NeuronObserver observer) { observer_ = std::move(observer); }
   const Linear& up() const { return up_; }
   const Linear* gate() const { return gate_.get(); }  ///< null unless gated
   const Linear& down() const { return down_; }
@@ -35,6 +47,7 @@ class FeedForward : public FeedForwardLayer {
  private:
   ops::Activation activation_;
   bool residual_;
+  NeuronObserver observer_;
   Linear up_;
   std::unique_ptr<Linear> gate_;  // null unless gated
   Linear down_;

@@ -19,17 +19,27 @@ std::unique_ptr<DynamicFeedForward> convert(const nn::FeedForward& dense, const 
   return layer;
 }
 
-std::vector<DynamicFeedForward*> convert_feed_forwards(nn::LanguageModel& model, const ConversionOptions& options,
-                                                       Generator& generator) {
+std::vector<DynamicFeedForward*> convert_feed_forwards(const std::vector<nn::TransformerBlock*>& blocks,
+                                                       const ConversionOptions& options, Generator& generator) {
   std::vector<std::unique_ptr<DynamicFeedForward>> layers;
-  for (std::int64_t i = 0; i < model.layers(); ++i) {
-    const auto* dense = dynamic_cast<const nn::FeedForward*>(&model.block(i).feed_forward());
+  for (std::size_t i = 0; i < blocks.size(); ++i) {
+    const auto* dense = dynamic_cast<const nn::FeedForward*>(&blocks[i]->feed_forward());
     check(dense != nullptr, "convert_feed_forwards: the feed-forward of layer ", i, " is not a dense one");
     layers.push_back(convert(*dense, options, generator));
   }
-  for (std::int64_t i = 0; i < model.layers(); ++i)
-    model.block(i).set_feed_forward(std::move(layers[static_cast<std::size_t>(i)]));
-  return converted_layers(model);
+  std::vector<DynamicFeedForward*> converted;
+  for (std::size_t i = 0; i < blocks.size(); ++i) {
+    converted.push_back(layers[i].get());
+    blocks[i]->set_feed_forward(std::move(layers[i]));
+  }
+  return converted;
+}
+
+std::vector<DynamicFeedForward*> convert_feed_forwards(nn::LanguageModel& model, const ConversionOptions& options,
+                                                       Generator& generator) {
+  std::vector<nn::TransformerBlock*> blocks;
+  for (std::int64_t i = 0; i < model.layers(); ++i) blocks.push_back(&model.block(i));
+  return convert_feed_forwards(blocks, options, generator);
 }
 
 std::vector<DynamicFeedForward*> converted_layers(nn::Module& model) {

@@ -21,9 +21,13 @@ struct ConversionOptions {
 std::unique_ptr<DynamicFeedForward> convert(const nn::FeedForward& dense, const ConversionOptions& options,
                                             Generator& generator = nn::initial_weights());
 
-/// Replaces the feed-forward of every block, which must be dense, and returns the new layers in the model's order. The
-/// model's logits stay as they were until a gate is set. Throws Error, with the model unchanged, where a layer cannot
-/// be converted.
+/// Replaces the feed-forward of every block, which must be dense, and returns the new layers in that order. The
+/// function of each block stays as it was until a gate is set. Throws Error, with all blocks unchanged, where a layer
+/// cannot be converted.
+std::vector<DynamicFeedForward*> convert_feed_forwards(const std::vector<nn::TransformerBlock*>& blocks,
+                                                       const ConversionOptions& options,
+                                                       Generator& generator = nn::initial_weights());
+/// Those of all blocks of `model`.
 std::vector<DynamicFeedForward*> convert_feed_forwards(nn::LanguageModel& model, const ConversionOptions& options,
                                                        Generator& generator = nn::initial_weights());
 

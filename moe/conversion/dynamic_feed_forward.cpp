@@ -3,6 +3,7 @@
 #include "autograd/grad_mode.h"
 #include "autograd/ops/elementwise.h"
 #include "autograd/ops/expert_matmul.h"
+#include "autograd/ops/matmul.h"
 #include "autograd/ops/shape.h"
 
 namespace switchyard::moe {
@@ -63,9 +64,12 @@ nn::LayerOutput DynamicFeedForward::forward(const Variable& x) {
   check(x.rank() == 3 && x.size(2) == w1_.size(1), "DynamicFeedForward: x must be [B, T, ", w1_.size(1), "], got ",
         x.shape());
   const Variable rows = reshape(x, {x.size(0) * x.size(1), x.size(2)});
-  const Tensor mask = choose(rows);
-  if (collect_ && (!training() || grad_enabled())) statistics_.add(mask);
-  return {reshape(run(rows, mask), {x.size(0), x.size(1), w2_.size(2)}), {}};
+  if (observer_) observer_(rows.data());
+  const bool counts = collect_ && (!training() || grad_enabled()), all = gate_.mode == GateMode::all;
+  Tensor mask;
+  if (counts || !all) mask = choose(rows);
+  if (counts) statistics_.add(mask);
+  return {reshape(all ? run_all(rows) : run(rows, mask), {x.size(0), x.size(1), w2_.size(2)}), {}};
 }
 
 Tensor DynamicFeedForward::choose(const Variable& rows) const {
@@ -73,6 +77,18 @@ Tensor DynamicFeedForward::choose(const Variable& rows) const {
   if (gate_.mode == GateMode::all) return Tensor::full({rows.size(0), experts}, 1, DType::boolean, rows.device());
   const NoGradGuard no_gradients;
   return expert_mask(router_.forward(rows).data(), gate_);
+}
+
+Variable DynamicFeedForward::run_all(const Variable& rows) const {
+  const std::int64_t neurons = w1_.size(0) * w1_.size(2);
+  const auto hidden = [&](const Variable& weight, const Variable& bias, Activation activation) {
+    const Variable matrix = reshape(permute(weight, {0, 2, 1}), {neurons, weight.size(1)});
+    return linear_activation(rows, matrix, bias.defined() ? reshape(bias, {neurons}) : bias, activation);
+  };
+  const Variable up = hidden(w1_, b1_, gate_weight_.defined() ? Activation::identity : activation_);
+  const Variable activations = gate_weight_.defined() ? hidden(gate_weight_, gate_bias_, activation_) * up : up;
+  const Variable y = matmul(activations, reshape(w2_, {neurons, w2_.size(2)}));
+  return last_bias_.defined() ? y + last_bias_ : y;
 }
 
 Variable DynamicFeedForward::run(const Variable& rows, const Tensor& mask, const Variable& gates) const {

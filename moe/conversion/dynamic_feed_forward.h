@@ -1,5 +1,7 @@
 #pragma once
 
+#include <functional>
+
 #include "moe/conversion/dynamic_statistics.h"
 #include "moe/conversion/expert_weights.h"
 #include "moe/conversion/gate.h"
@@ -30,6 +32,9 @@ class DynamicFeedForward : public nn::FeedForwardLayer {
 
   /// Throws Error for a gate that check_gate() refuses. May change between any two calls of forward.
   void set_gate(const Gate& gate);
+  /// Called by every forward from now on with its rows [N, D]: what a router is to be trained on. An empty one ends
+  /// that.
+  void set_observer(std::function<void(const Tensor& rows)> observer) { observer_ = std::move(observer); }
   const Gate& gate() const { return gate_; }
   NormRouter& router() { return router_; }
   const NormRouter& router() const { return router_; }
@@ -43,6 +48,8 @@ class DynamicFeedForward : public nn::FeedForwardLayer {
   const DynamicStatistics& statistics() const { return statistics_; }
 
  private:
+  /// All experts, as the dense layer that they are together: rows [N, D] -> [N, output width].
+  Variable run_all(const Variable& rows) const;
   Tensor choose(const Variable& rows) const;
 
   ops::Activation activation_;
@@ -50,6 +57,7 @@ class DynamicFeedForward : public nn::FeedForwardLayer {
   NormRouter router_;
   Variable w1_, b1_, gate_weight_, gate_bias_, w2_, last_bias_;
   Gate gate_;
+  std::function<void(const Tensor& rows)> observer_;
   bool collect_ = false;
   DynamicStatistics statistics_;
 };

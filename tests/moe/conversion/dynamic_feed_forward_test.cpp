@@ -75,6 +75,18 @@ TEST(DynamicFeedForward, OneTokenAtATimeGivesTheSameRows) {
     EXPECT_CLOSE(layer.forward(Variable(x.slice(1, t, t + 1))).output.data(), whole.slice(1, t, t + 1), 1e-12);
 }
 
+TEST(DynamicFeedForward, AnObserverSeesItsRows) {
+  DynamicFeedForward layer(random_weights(false), Activation::relu);
+  const Tensor x = random_tensor({2, 4, kWidth}, 7);
+  Tensor seen;
+  layer.set_observer([&](const Tensor& rows) { seen = rows; });
+  layer.forward(Variable(x));
+  EXPECT_CLOSE(seen, x.view({8, kWidth}), 0);
+  layer.set_observer({});
+  layer.forward(Variable(random_tensor({1, 1, kWidth}, 8)));
+  EXPECT_EQ(seen.size(0), 8);
+}
+
 TEST(DynamicFeedForward, ExpertsThatAreNotChosenDoNotRun) {
   ExpertWeights weights = random_weights(false);
   for (const Tensor& tensor : {weights.w1, weights.b1, weights.w2}) tensor.select(0, 2).fill(NAN);
