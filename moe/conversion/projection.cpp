@@ -1,24 +1,10 @@
 #include "moe/conversion/projection.h"
 
+#include <algorithm>
 #include <cmath>
-
-#include "autograd/ops/elementwise.h"
-#include "autograd/ops/matmul.h"
-#include "autograd/ops/reduce.h"
-#include "core/ops/norm.h"
 
 namespace switchyard::moe {
 namespace {
-
-ProjectionMlpOptions checked(const ProjectionMlpOptions& options) {
-  check(options.inputs >= 1 && options.outputs >= 1 && options.hidden >= 1, "ProjectionMlp: ", options.inputs,
-        " inputs, ", options.hidden, " hidden neurons and ", options.outputs, " outputs, expected at least 1 each");
-  check(!options.residual || options.inputs == options.outputs,
-        "ProjectionMlp: a residual connection needs as many "
-        "outputs as inputs, got ",
-        options.inputs, " inputs and ", options.outputs, " outputs");
-  return options;
-}
 
 /// x to the nearest integer, halves to the even one, whatever the floating-point environment.
 double round_half_to_even(double x) { return x - std::remainder(x, 1.0); }
@@ -37,30 +23,42 @@ std::int64_t projection_width(std::int64_t inputs, std::int64_t outputs, double 
   return static_cast<std::int64_t>(width);
 }
 
-ProjectionMlp::ProjectionMlp(const ProjectionMlpOptions& options, Generator& generator)
-    : options_(checked(options)),
-      up_(options.inputs, options.hidden, true, nn::init::fan_in_normal(), generator),
-      down_(options.hidden, options.outputs, true, nn::init::fan_in_normal(), generator) {
-  register_module("up", up_);
-  register_module("down", down_);
+std::unique_ptr<nn::FeedForward> stand_in_for(const nn::Linear& projection, const StandInOptions& options,
+                                              Generator& generator) {
+  const Tensor weight = projection.weight().data();
+  const std::int64_t outputs = weight.size(0), inputs = weight.size(1);
+  const std::int64_t width = projection_width(inputs, outputs, options.flops_factor);
+  check(options.multiple >= 1 && options.multiple <= width, "stand_in_for: the hidden width is to be a multiple of ",
+        options.multiple, ", expected 1 to ", width, ", what flops_factor ", options.flops_factor, " gives");
+  nn::FeedForwardOptions feed_forward;
+  feed_forward.width = inputs;
+  feed_forward.outputs = outputs;
+  feed_forward.hidden = width - width % options.multiple;
+  feed_forward.activation = options.activation;
+  feed_forward.bias = true;
+  feed_forward.residual = options.residual;
+  auto layer = std::make_unique<nn::FeedForward>(feed_forward, generator);
+  layer->to(weight.dtype());
+  layer->to(weight.device());
+  return layer;
 }
 
-Variable ProjectionMlp::forward(const Variable& x) const {
-  check(x.rank() >= 1 && x.size(-1) == options_.inputs, "ProjectionMlp: x must be [..., ", options_.inputs, "], got ",
-        x.shape());
-  const Variable y = down_.forward(linear_activation(x, up_.weight(), up_.bias(), options_.activation));
-  return options_.residual ? x + y : y;
+std::vector<ProjectionPlace> linear_projections(nn::Module& model, const std::vector<nn::ProjectionKind>& kinds) {
+  std::vector<ProjectionPlace> places;
+  for (const auto& [path, attention] : model.named_modules_of<nn::MultiHeadAttention>())
+    for (const nn::ProjectionKind kind : nn::kProjectionKinds) {
+      if (std::find(kinds.begin(), kinds.end(), kind) == kinds.end()) continue;
+      const std::string name = path + (path.empty() ? "" : ".") + nn::sublayer_name(kind);
+      check(attention->linear(kind) != nullptr, "projections: ", name, " has a stand-in already");
+      places.push_back({name, attention, kind});
+    }
+  check(!places.empty(), "projections: the model has no dense attention, or no kind of projection is named");
+  return places;
 }
 
-DenseWeights ProjectionMlp::weights() const {
-  return {up_.weight().data(), up_.bias().data(), {}, {}, down_.weight().data(), down_.bias().data()};
-}
-
-Variable distillation_loss(const Variable& student, const Tensor& teacher) {
-  check(teacher.defined() && teacher.shape() == student.shape(), "distillation_loss: the teacher's output must be ",
-        student.shape(), ", got ", teacher.defined() ? teacher.shape() : Shape{});
-  const DType dtype = ops::compute_dtype(student.dtype());
-  return mean(unary(ops::Unary::square, cast(student, dtype) - Variable(teacher.to(dtype))));
+void replace_projections(nn::Module& model, const StandInOptions& options, Generator& generator) {
+  for (const ProjectionPlace& place : linear_projections(model, options.kinds))
+    place.attention->set_stand_in(place.kind, stand_in_for(*place.attention->linear(place.kind), options, generator));
 }
 
 }  // namespace switchyard::moe

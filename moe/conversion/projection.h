@@ -1,8 +1,13 @@
 #pragma once
 
-#include "moe/conversion/split.h"
-#include "nn/linear.h"
+#include <memory>
+#include <vector>
 
+#include "nn/attention.h"
+#include "nn/feed_forward.h"
+
+/// Two-layer perceptrons that stand in for attention's projections, so that these too can be split into experts
+/// (Szatkowski et al., 2024, arXiv 2310.04361).
 namespace switchyard::moe {
 
 /// Hidden width of the two-layer perceptron that costs `flops_factor` times what a linear projection with bias costs:
@@ -10,33 +15,32 @@ namespace switchyard::moe {
 /// / (2 d + 1); rounded, halves to even. Throws Error for a factor that is not positive or that leaves no neuron.
 std::int64_t projection_width(std::int64_t inputs, std::int64_t outputs, double flops_factor);
 
-struct ProjectionMlpOptions {
-  std::int64_t inputs = 0, outputs = 0;
-  std::int64_t hidden = 0;  ///< as of projection_width
-  ops::Activation activation = ops::Activation::relu;
-  bool residual = false;  ///< adds the input; needs inputs = outputs
+struct StandInOptions {
+  std::vector<nn::ProjectionKind> kinds{nn::kProjectionKinds.begin(), nn::kProjectionKinds.end()};
+  double flops_factor = 1;                             ///< hidden width as of projection_width,
+  std::int64_t multiple = 1;                           ///< rounded down to a multiple of this
+  ops::Activation activation = ops::Activation::relu;  ///< between the two layers
+  bool residual = false;                               ///< adds the input; needs projections that are square
 };
 
-/// Stands in for a linear projection of attention (query, key, value or output), so that it too can be split into
-/// experts: activation(x up^T + b) down^T + b, plus x with `residual`. Parameters up.weight [hidden, inputs], up.bias,
-/// down.weight [outputs, hidden], down.bias.
-class ProjectionMlp : public nn::Module {
- public:
-  explicit ProjectionMlp(const ProjectionMlpOptions& options, Generator& generator = nn::initial_weights());
+/// An untrained perceptron with biases and the projection's inputs, outputs, dtype and device. Throws Error where the
+/// hidden width is below the multiple.
+std::unique_ptr<nn::FeedForward> stand_in_for(const nn::Linear& projection, const StandInOptions& options,
+                                              Generator& generator = nn::initial_weights());
 
-  /// x [..., inputs] -> [..., outputs].
-  Variable forward(const Variable& x) const;
-  const ProjectionMlpOptions& options() const { return options_; }
-  /// What split_into_experts takes: the layer's own weights. The residual connection is not part of them.
-  DenseWeights weights() const;
-
- private:
-  ProjectionMlpOptions options_;
-  nn::Linear up_, down_;
+/// A linear projection of a model's attention.
+struct ProjectionPlace {
+  std::string name;  ///< its path in the model
+  nn::MultiHeadAttention* attention;
+  nn::ProjectionKind kind;
 };
+/// The projections of the given kinds below `model`, in its order. Throws Error when there are none, or where one is
+/// not linear any more.
+std::vector<ProjectionPlace> linear_projections(nn::Module& model, const std::vector<nn::ProjectionKind>& kinds);
 
-/// Mean over all entries of (student - teacher)^2, in the compute dtype: what a projection's stand-in is trained by.
-/// The teacher's output has the student's shape and gets no gradient.
-Variable distillation_loss(const Variable& student, const Tensor& teacher);
+/// Puts untrained stand-ins in the place of the model's projections: the shape of a model whose trained ones are to be
+/// read from a file.
+void replace_projections(nn::Module& model, const StandInOptions& options,
+                         Generator& generator = nn::initial_weights());
 
 }  // namespace switchyard::moe

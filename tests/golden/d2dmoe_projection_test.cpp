@@ -1,5 +1,6 @@
 #include "autograd/ops/elementwise.h"
 #include "moe/conversion/projection.h"
+#include "nn/feed_forward.h"
 #include "tests/golden/golden.h"
 
 namespace switchyard::golden {
@@ -21,14 +22,15 @@ void check_widths(const File& file) {
 void check_layer(const File& file, Comparison& comparison, bool residual, const std::string& activation, DType dtype) {
   const std::int64_t width = file.integer("D");
   EXPECT_EQ(moe::projection_width(width, width, file.real("flops_factor")), file.integer("hidden"));
-  moe::ProjectionMlp layer({.inputs = width,
-                            .outputs = width,
-                            .hidden = file.integer("hidden"),
-                            .activation = ops::activation_from_name(activation),
-                            .residual = residual});
+  moe::StandInOptions options;
+  options.flops_factor = file.real("flops_factor");
+  options.activation = ops::activation_from_name(activation);
+  options.residual = residual;
+  const auto stand_in = moe::stand_in_for(nn::Linear(width, width), options);
+  nn::FeedForward& layer = *stand_in;
   load_parameters(layer, file, kNames, {dtype});
   const Variable x(file.tensor("x", dtype), true);
-  const Variable out = layer.forward(x);
+  const Variable out = layer.forward(x).output;
   out.backward(file.tensor("w", dtype));
   const std::string prefix = (residual ? "residual." : "simple.") + activation + ".";
   comparison.forward(prefix + "out", out.data(), file.tensor(prefix + "out"));

@@ -1,15 +1,12 @@
 #include "moe/conversion/projection.h"
 
-#include <cmath>
+#include <gtest/gtest.h>
 
-#include "autograd/gradcheck.h"
-#include "tests/support/close.h"
-#include "tests/support/tensors.h"
+#include "moe/language_model.h"
+#include "tests/support/errors.h"
 
 namespace switchyard::moe {
 namespace {
-
-using testing::random_tensor;
 
 TEST(ProjectionWidth, costs_what_the_projection_costs) {
   for (const auto& [inputs, outputs] : {std::pair<std::int64_t, std::int64_t>{768, 768}, {2048, 256}, {40, 412}}) {
@@ -25,31 +22,58 @@ TEST(ProjectionWidth, costs_what_the_projection_costs) {
   EXPECT_ERROR(projection_width(0, 8, 1), "0 inputs and 8 outputs");
 }
 
-TEST(ProjectionMlp, bad_options_are_named) {
-  EXPECT_ERROR(ProjectionMlp({.inputs = 4, .outputs = 6, .hidden = 3, .residual = true}),
-               "a residual connection needs as many outputs as inputs, got 4 inputs and 6 outputs");
-  EXPECT_ERROR(ProjectionMlp({.inputs = 4, .outputs = 6}), "4 inputs, 0 hidden neurons and 6 outputs");
-  const ProjectionMlp layer({.inputs = 4, .outputs = 6, .hidden = 3});
-  EXPECT_ERROR(layer.forward(Variable(Tensor::zeros({2, 5}))), "ProjectionMlp: x must be [..., 4], got [2, 5]");
+LanguageModelConfig small_model() {
+  LanguageModelConfig config;
+  config.vocabulary_size = 11;
+  config.width = 16;
+  config.layers = 2;
+  config.attention.kind = AttentionKind::dense;
+  config.attention.heads = 2;
+  config.attention.head_width = 12;
+  config.feedforward.kind = FeedForwardKind::dense;
+  return config;
 }
 
-TEST(ProjectionMlp, splits_into_experts) {
-  const ProjectionMlp layer({.inputs = 4, .outputs = 6, .hidden = 2});
-  const ExpertWeights experts = split_into_experts(layer.weights(), Tensor::from<std::int64_t>({1, 0}, {2}), 2);
-  EXPECT_EQ(experts.w1.shape(), (Shape{2, 4, 1}));
-  EXPECT_EQ(experts.w2.shape(), (Shape{2, 1, 6}));
+TEST(StandInFor, has_the_projections_shape_and_cost) {
+  nn::Linear projection(16, 12, false);
+  projection.to(DType::bf16);
+  StandInOptions options;
+  options.flops_factor = 2;
+  options.activation = ops::Activation::gelu;
+  const auto layer = stand_in_for(projection, options);
+  EXPECT_EQ(layer->up().weight().shape(), (Shape{14, 16}));  // 2 (16 * 12 + 12) / 29 = 14.07
+  EXPECT_EQ(layer->down().weight().shape(), (Shape{12, 14}));
+  EXPECT_TRUE(layer->up().bias().defined() && layer->down().bias().defined());
+  EXPECT_EQ(layer->up().weight().dtype(), DType::bf16);
+  EXPECT_EQ(layer->activation(), ops::Activation::gelu);
+  options.multiple = 4;
+  EXPECT_EQ(stand_in_for(projection, options)->up().weight().size(0), 12);
+  options.multiple = 15;
+  EXPECT_ERROR(stand_in_for(projection, options), "a multiple of 15, expected 1 to 14, what flops_factor 2 gives");
+  options = {};
+  options.residual = true;
+  EXPECT_ERROR(stand_in_for(projection, options), "a residual connection needs as many outputs as inputs");
 }
 
-TEST(DistillationLoss, is_the_mean_square) {
-  const Variable student(random_tensor({3, 5}, 1), true);
-  const Tensor teacher = random_tensor({3, 5}, 2);
-  const auto a = student.data().to_vector<double>(), b = teacher.to_vector<double>();
-  double total = 0;
-  for (std::size_t i = 0; i < a.size(); ++i) total += (a[i] - b[i]) * (a[i] - b[i]);
-  EXPECT_NEAR(distillation_loss(student, teacher).item<double>(), total / 15, 1e-12);
-  EXPECT_TRUE(gradcheck([&](const Variables& in) { return distillation_loss(in[0], teacher); }, {student}));
-  EXPECT_EQ(distillation_loss(Variable(teacher.to(DType::bf16)), teacher.to(DType::bf16)).dtype(), DType::f32);
-  EXPECT_ERROR(distillation_loss(student, teacher.select(0, 0)), "the teacher's output must be [3, 5], got [5]");
+TEST(LinearProjections, are_found_in_the_models_order) {
+  const auto model = build_language_model(small_model());
+  std::vector<std::string> names;
+  for (const ProjectionPlace& place : linear_projections(*model, {nn::ProjectionKind::output, nn::ProjectionKind::key}))
+    names.push_back(place.name);
+  EXPECT_EQ(names, (std::vector<std::string>{"layers.0.attention.key", "layers.0.attention.output",
+                                             "layers.1.attention.key", "layers.1.attention.output"}));
+  EXPECT_ERROR(linear_projections(*model, {}), "no kind of projection is named");
+}
+
+TEST(ReplaceProjections, puts_stand_ins_in_their_place) {
+  const auto model = build_language_model(small_model());
+  StandInOptions options;
+  options.kinds = {nn::ProjectionKind::value};
+  replace_projections(*model, options);
+  for (const auto& [name, attention] : model->named_modules_of<nn::MultiHeadAttention>())
+    for (const nn::ProjectionKind kind : nn::kProjectionKinds)
+      EXPECT_EQ(attention->stand_in(kind) != nullptr, kind == nn::ProjectionKind::value) << name;
+  EXPECT_ERROR(replace_projections(*model, options), "projections: layers.0.attention.value has a stand-in already");
 }
 
 }  // namespace
