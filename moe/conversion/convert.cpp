@@ -42,10 +42,33 @@ std::vector<DynamicFeedForward*> convert_feed_forwards(nn::LanguageModel& model,
   return convert_feed_forwards(blocks, options, generator);
 }
 
+std::vector<DynamicFeedForward*> convert_projections(nn::Module& model, const ConversionOptions& options,
+                                                     Generator& generator) {
+  struct Conversion {
+    nn::MultiHeadAttention* attention;
+    nn::ProjectionKind kind;
+    std::unique_ptr<DynamicFeedForward> layer;
+  };
+  std::vector<Conversion> conversions;
+  for (const auto& [name, attention] : model.named_modules_of<nn::MultiHeadAttention>())
+    for (const nn::ProjectionKind kind : nn::kProjectionKinds) {
+      const nn::FeedForwardLayer* stand_in = attention->stand_in(kind);
+      if (!stand_in) continue;
+      const auto* dense = dynamic_cast<const nn::FeedForward*>(stand_in);
+      check(dense != nullptr, "convert_projections: ", name, ".", nn::sublayer_name(kind), " is not a dense layer");
+      conversions.push_back({attention, kind, convert(*dense, options, generator)});
+    }
+  std::vector<DynamicFeedForward*> converted;
+  for (Conversion& conversion : conversions) {
+    converted.push_back(conversion.layer.get());
+    conversion.attention->set_stand_in(conversion.kind, std::move(conversion.layer));
+  }
+  return converted;
+}
+
 std::vector<DynamicFeedForward*> converted_layers(nn::Module& model) {
   std::vector<DynamicFeedForward*> layers;
-  for (const auto& [name, module] : model.named_modules())
-    if (auto* layer = dynamic_cast<DynamicFeedForward*>(module)) layers.push_back(layer);
+  for (const auto& [name, layer] : model.named_modules_of<DynamicFeedForward>()) layers.push_back(layer);
   return layers;
 }
 

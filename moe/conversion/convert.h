@@ -4,6 +4,7 @@
 
 #include "moe/conversion/clustering.h"
 #include "moe/conversion/dynamic_feed_forward.h"
+#include "nn/attention.h"
 #include "nn/feed_forward.h"
 #include "nn/transformer.h"
 
@@ -30,6 +31,11 @@ std::vector<DynamicFeedForward*> convert_feed_forwards(const std::vector<nn::Tra
 /// Those of all blocks of `model`.
 std::vector<DynamicFeedForward*> convert_feed_forwards(nn::LanguageModel& model, const ConversionOptions& options,
                                                        Generator& generator = nn::initial_weights());
+
+/// Replaces every stand-in for a projection of attention below `model`, which must be dense, in the same way. Returns
+/// the new layers in the model's order; none where no projection has a stand-in.
+std::vector<DynamicFeedForward*> convert_projections(nn::Module& model, const ConversionOptions& options,
+                                                     Generator& generator = nn::initial_weights());
 
 /// The converted layers of a model, in its order.
 std::vector<DynamicFeedForward*> converted_layers(nn::Module& model);

@@ -87,8 +87,7 @@ Variable DynamicFeedForward::run_all(const Variable& rows) const {
   };
   const Variable up = hidden(w1_, b1_, gate_weight_.defined() ? Activation::identity : activation_);
   const Variable activations = gate_weight_.defined() ? hidden(gate_weight_, gate_bias_, activation_) * up : up;
-  const Variable y = matmul(activations, reshape(w2_, {neurons, w2_.size(2)}));
-  return last_bias_.defined() ? y + last_bias_ : y;
+  return completed(matmul(activations, reshape(w2_, {neurons, w2_.size(2)})), rows);
 }
 
 Variable DynamicFeedForward::run(const Variable& rows, const Tensor& mask, const Variable& gates) const {
@@ -103,7 +102,11 @@ Variable DynamicFeedForward::run(const Variable& rows, const Tensor& mask, const
   } else {
     y = expert_feed_forward(rows, w1_, b1_, w2_, gates, plan, activation_);
   }
-  if (last_bias_.defined()) y = y + last_bias_;
+  return completed(y, rows);
+}
+
+Variable DynamicFeedForward::completed(const Variable& experts, const Variable& rows) const {
+  const Variable y = last_bias_.defined() ? experts + last_bias_ : experts;
   return residual_ ? y + rows : y;
 }
 

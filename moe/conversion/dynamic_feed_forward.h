@@ -50,6 +50,8 @@ class DynamicFeedForward : public nn::FeedForwardLayer {
  private:
   /// All experts, as the dense layer that they are together: rows [N, D] -> [N, output width].
   Variable run_all(const Variable& rows) const;
+  /// The experts' sum with what is added whichever of them run.
+  Variable completed(const Variable& experts, const Variable& rows) const;
   Tensor choose(const Variable& rows) const;
 
   ops::Activation activation_;

@@ -4,6 +4,7 @@
 
 #include <set>
 
+#include "moe/conversion/projection.h"
 #include "moe/language_model.h"
 #include "tests/support/close.h"
 #include "tests/support/tensors.h"
@@ -76,6 +77,59 @@ TEST(Convert, DecodingTokenByTokenFollowsTheLogits) {
   nn::DecodingState state;
   for (std::int64_t t = 0; t < text.size(1); ++t)
     EXPECT_CLOSE(model->decode(text.slice(1, t, t + 1), state), whole.slice(1, t, t + 1), 1e-4);
+}
+
+/// A dense model with stand-ins for all projections, of one of two forms.
+std::unique_ptr<nn::LanguageModel> model_with_stand_ins(bool residual, ops::Activation activation) {
+  seed_all(5);
+  auto model = build_language_model(config_of(FeedForwardKind::dense));
+  StandInOptions options;
+  options.flops_factor = 2;  // 24 neurons
+  options.residual = residual;
+  options.activation = activation;
+  replace_projections(*model, options);
+  for (const auto& parameter : model->named_parameters())
+    if (parameter.name.ends_with("bias"))
+      parameter.variable.data().copy_from(testing::random_tensor(parameter.variable.shape(), 9, DType::f32));
+  model->eval();
+  return model;
+}
+
+TEST(ConvertProjections, AllExpertsGiveTheLogitsBefore) {
+  for (const bool residual : {false, true}) {
+    const auto model = model_with_stand_ins(residual, residual ? ops::Activation::gelu : ops::Activation::relu);
+    model->to(DType::f64);
+    const Tensor before = model->logits(tokens()).data();
+    const auto layers = convert_projections(*model, options_of(6));
+    ASSERT_EQ(layers.size(), 8u);
+    EXPECT_EQ(converted_layers(*model), layers);
+    EXPECT_CLOSE(model->logits(tokens()).data(), before, 1e-12);
+    for (DynamicFeedForward* layer : layers) {
+      EXPECT_EQ(layer->weights().experts(), 4);
+      layer->set_gate({GateMode::dynk_max, 1, 1.0});  // routers run, and keep everything
+    }
+    EXPECT_CLOSE(model->logits(tokens()).data(), before, 1e-12);
+    for (DynamicFeedForward* layer : layers) layer->set_gate({GateMode::topk, 1});
+    EXPECT_GT(testing::max_error(model->logits(tokens()).data(), before), 1e-3);
+    EXPECT_ERROR(convert_projections(*model, options_of(6)),
+                 "convert_projections: layers.0.attention.query is not a dense layer");
+  }
+}
+
+TEST(ConvertProjections, DecodingTokenByTokenFollowsTheLogits) {
+  const auto model = model_with_stand_ins(false, ops::Activation::relu);
+  convert_projections(*model, options_of(4));
+  convert_feed_forwards(*model, options_of(4));
+  for (DynamicFeedForward* layer : converted_layers(*model)) layer->set_gate({GateMode::dynk_max, 1, 0.5});
+  const Tensor text = tokens(), whole = model->logits(text).data();
+  nn::DecodingState state;
+  for (std::int64_t t = 0; t < text.size(1); ++t)
+    EXPECT_CLOSE(model->decode(text.slice(1, t, t + 1), state), whole.slice(1, t, t + 1), 1e-4);
+}
+
+TEST(ConvertProjections, WithoutStandInsNothingChanges) {
+  const auto model = build_language_model(config_of(FeedForwardKind::dense));
+  EXPECT_TRUE(convert_projections(*model, options_of(6)).empty());
 }
 
 TEST(Convert, Errors) {
