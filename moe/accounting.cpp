@@ -11,10 +11,11 @@ struct Sizes {
         width(static_cast<double>(config.width)),
         heads(static_cast<double>(config.attention.heads)),
         head_width(static_cast<double>(moe::head_width(config))),
+        key_value_heads(static_cast<double>(moe::key_value_heads(config))),
         experts(static_cast<double>(config.attention.experts)),
         k(static_cast<double>(config.attention.k)) {}
 
-  double tokens, memory, width, heads, head_width, experts, k;
+  double tokens, memory, width, heads, head_width, key_value_heads, experts, k;
   double keys() const { return tokens + memory; }
   double all_heads() const { return heads * head_width; }
 };
@@ -38,14 +39,16 @@ bool has_output_gate(const AttentionConfig& attention) {
 void count_attention(const LanguageModelConfig& config, const Sizes& n, double batch, LayerCost& cost) {
   const AttentionConfig& attention = config.attention;
   const int experts = expert_projections(attention);
-  const double plain = 4 - experts;
-  cost.projections = plain * n.all_heads() * n.width + experts * n.k * n.all_heads() * (n.width + 1);
+  // Queries and outputs are made for T tokens, keys and values for T + M.
+  const double key_side = n.keys() / n.tokens;
+  for (const ProjectionKind kind : nn::kProjectionKinds) {
+    const double heads = nn::is_of_keys(kind) ? key_side * n.key_value_heads : n.heads;
+    cost.projections += heads * n.head_width * (attention.has_experts(kind) ? n.k * (n.width + 1) : n.width);
+  }
   const double visible = n.memory + (n.tokens + 1) / 2;  // a causal token sees the memory and half of its segment
   cost.attention = 2 * n.all_heads() * visible;
   if (config.position == PositionKind::xl)
     cost.positions = n.all_heads() * visible + n.keys() * n.all_heads() * n.width / (batch * n.tokens);
-  // Queries and outputs are routed by T tokens, keys and values by the T + M that they are made for.
-  const double key_side = n.keys() / n.tokens;
   const double query_side_routers =
       attention.has_experts(ProjectionKind::query) + attention.has_experts(ProjectionKind::output);
   const double key_side_routers =
@@ -54,10 +57,6 @@ void count_attention(const LanguageModelConfig& config, const Sizes& n, double b
   if (attention.shared_selection && experts > 0) router_passes = config.memory > 0 ? 1 + key_side : 1;
   cost.attention_router = router_passes * n.width * n.heads * n.experts;
   if (has_output_gate(attention)) cost.attention_router = n.width * n.heads;
-  // Key and value projections of the memory's tokens.
-  const double key_extra = (n.memory / n.tokens) * n.all_heads();
-  for (const ProjectionKind kind : {ProjectionKind::key, ProjectionKind::value})
-    cost.projections += key_extra * (attention.has_experts(kind) ? n.k * (n.width + 1) : n.width);
 }
 
 /// What a routing keeps per row: all scores; indices, gates and the two maps of the plan per choice.
@@ -67,7 +66,9 @@ double routing_values(std::int64_t experts, std::int64_t k) { return static_cast
 /// one of each head's softmax; what the routings keep.
 double attention_values(const LanguageModelConfig& config, const Sizes& n) {
   const AttentionConfig& attention = config.attention;
-  double values = 2 * n.width + 2 + 2 * n.all_heads() + 2 * n.all_heads() * n.keys() / n.tokens + n.heads;
+  // Keys and values that heads share are repeated for each, unless one serves all.
+  const double key_heads = n.key_value_heads == 1 ? n.head_width : n.all_heads();
+  double values = 2 * n.width + 2 + 2 * n.all_heads() + 2 * key_heads * n.keys() / n.tokens + n.heads;
   values += routers(attention) * n.heads * routing_values(attention.experts, attention.k);
   if (config.memory > 0) values += n.width * n.keys() / n.tokens;         // normed memory and tokens, joined
   if (has_output_gate(attention)) values += n.all_heads() + 2 * n.heads;  // the gated result beside the plain one
@@ -105,12 +106,15 @@ void count_feed_forward(const LanguageModelConfig& config, const Sizes& n, Layer
 
 void count_parameters(const LanguageModelConfig& config, LayerCost& cost) {
   const AttentionConfig& attention = config.attention;
-  const std::int64_t matrix = attention.heads * head_width(config) * config.width;
-  for (const ProjectionKind kind : nn::kProjectionKinds)
-    cost.attention_parameters += matrix * (attention.has_experts(kind) ? attention.experts : 1);
+  const std::int64_t all_heads = attention.heads * head_width(config);
+  for (const ProjectionKind kind : nn::kProjectionKinds) {
+    const std::int64_t heads = nn::is_of_keys(kind) ? key_value_heads(config) * head_width(config) : all_heads;
+    cost.attention_parameters += heads * config.width * (attention.has_experts(kind) ? attention.experts : 1);
+    if (attention.bias) cost.attention_parameters += kind == ProjectionKind::output ? config.width : heads;
+  }
   cost.attention_parameters += routers(attention) * attention.heads * attention.experts * config.width;
   if (has_output_gate(attention)) cost.attention_parameters += attention.heads * config.width;
-  if (config.position == PositionKind::xl) cost.attention_parameters += matrix;
+  if (config.position == PositionKind::xl) cost.attention_parameters += all_heads * config.width;
 
   const FeedForwardConfig& feedforward = config.feedforward;
   const std::int64_t hidden = feedforward_width(config);
@@ -169,7 +173,7 @@ ModelCost model_cost(const LanguageModelConfig& config, std::int64_t batch) {
   count_parameters(config, cost.layer);
   const std::int64_t matrix = config.vocabulary_size * config.width;
   cost.output_macs = static_cast<double>(matrix);
-  cost.embedding_parameters = matrix;
+  cost.embedding_parameters = matrix + (config.position == PositionKind::learned ? config.context * config.width : 0);
   cost.output_parameters = (config.norm == NormKind::layernorm ? 2 : 1) * config.width +
                            (config.tie_embeddings ? 0 : matrix) + (config.head_bias ? config.vocabulary_size : 0);
   return cost;

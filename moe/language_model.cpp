@@ -15,7 +15,8 @@ nn::NormKind norm_kind(NormKind kind) {
 nn::PositionOptions position_options(const LanguageModelConfig& config) {
   nn::PositionOptions options;
   switch (config.position) {
-    case PositionKind::none: options.kind = nn::PositionKind::none; break;
+    case PositionKind::none:
+    case PositionKind::learned: options.kind = nn::PositionKind::none; break;
     case PositionKind::rope: options.kind = nn::PositionKind::rope; break;
     case PositionKind::xl: options.kind = nn::PositionKind::xl; break;
   }
@@ -33,8 +34,10 @@ std::unique_ptr<nn::AttentionLayer> build_attention(const LanguageModelConfig& c
     options.width = config.width;
     options.heads = attention.heads;
     options.head_width = head_width(config);
+    options.key_value_heads = attention.key_value_heads;
     options.position = position_options(config);
     options.dropout = attention.dropout;
+    options.bias = attention.bias;
     options.init = nn::init::fan_in_normal(init_scale(config));
     return std::make_unique<nn::MultiHeadAttention>(options, generator);
   }
@@ -102,6 +105,8 @@ std::unique_ptr<nn::LanguageModel> build_language_model(const LanguageModelConfi
   options.dropout = config.dropout;
   options.norm = norm;
   options.norm_epsilon = config.norm_epsilon;
+  options.positions = config.position == PositionKind::learned ? config.context : 0;
+  options.embedding_scale = config.embedding_scale;
   options.tie_embeddings = config.tie_embeddings;
   options.output_bias = config.head_bias;
   options.embedding_init = nn::init::normal(config.embedding_init_std);

@@ -38,6 +38,10 @@ void validate_heads(const LanguageModelConfig& config) {
   check(attention.head_width > 0 || config.width % attention.heads == 0,
         "config: model.attention.heads: ", attention.heads, " does not divide model.width ", config.width,
         ", expected a divisor of it or model.attention.head_width");
+  check_range("attention.key_value_heads", attention.key_value_heads, 0);
+  check(attention.heads % key_value_heads(config) == 0,
+        "config: model.attention.key_value_heads: ", attention.key_value_heads, " does not divide the ",
+        attention.heads, " heads, expected a divisor, or 0 for as many");
 }
 
 void validate_positions(const LanguageModelConfig& config) {
@@ -65,6 +69,11 @@ std::string list_of(const std::vector<ProjectionKind>& projections) {
 }
 
 void validate_switchhead(const AttentionConfig& attention) {
+  check(!attention.bias,
+        "config: model.attention.bias: true is only possible with attention \"dense\", expected false with attention "
+        "\"switchhead\"");
+  check(attention.key_value_heads == 0, "config: model.attention.key_value_heads: ", attention.key_value_heads,
+        " is only possible with attention \"dense\", expected 0 with attention \"switchhead\"");
   check_range("attention.experts", attention.experts, 1);
   if (attention.experts > 1) check_k("attention.k", attention.k, attention.experts);
   check_dropout("attention.expert_dropout", attention.expert_dropout);
@@ -114,6 +123,10 @@ std::int64_t head_width(const LanguageModelConfig& config) {
   return config.attention.head_width > 0 ? config.attention.head_width : config.width / config.attention.heads;
 }
 
+std::int64_t key_value_heads(const LanguageModelConfig& config) {
+  return config.attention.key_value_heads > 0 ? config.attention.key_value_heads : config.attention.heads;
+}
+
 std::int64_t rotated_width(const LanguageModelConfig& config) {
   if (config.position != PositionKind::rope) return 0;
   // The small term keeps products such as 0.29 * 100 from falling just below the whole number they stand for.
@@ -141,6 +154,7 @@ void validate(const LanguageModelConfig& config) {
   check_dropout("dropout", config.dropout);
   check_range("init_scale", config.init_scale, 0.0, 1e6);
   check_range("embedding_init_std", config.embedding_init_std, 0.0, 1e6);
+  check_range("embedding_scale", config.embedding_scale, 0.0, 1e6);
   check_range("norm_epsilon", config.norm_epsilon, 0.0, 1.0);
   check_dropout("attention.dropout", config.attention.dropout);
   validate_heads(config);

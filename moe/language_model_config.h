@@ -15,8 +15,9 @@ namespace switchyard::moe {
 
 enum class ModelKind : std::uint8_t { decoder };
 enum class NormKind : std::uint8_t { layernorm, rmsnorm };
-/// How attention learns of positions: rotation of queries and keys; Transformer-XL's relative terms; not at all.
-enum class PositionKind : std::uint8_t { rope, xl, none };
+/// How the model learns of positions: rotation of queries and keys; Transformer-XL's relative terms; not at all; a
+/// trained vector for each of `context` positions, added to the embeddings.
+enum class PositionKind : std::uint8_t { rope, xl, none, learned };
 enum class AttentionKind : std::uint8_t { dense, switchhead };
 enum class FeedForwardKind : std::uint8_t { dense, glu, sigma_moe };
 /// How router scores become the weights of the k chosen experts. `softmax_after_topk` normalises the chosen scores
@@ -27,7 +28,7 @@ using nn::ProjectionKind;
 // The names used in configuration files and messages, in the order of the enumerators.
 constexpr auto names_of(ModelKind) { return std::array<std::string_view, 1>{"decoder"}; }
 constexpr auto names_of(NormKind) { return std::array<std::string_view, 2>{"layernorm", "rmsnorm"}; }
-constexpr auto names_of(PositionKind) { return std::array<std::string_view, 3>{"rope", "xl", "none"}; }
+constexpr auto names_of(PositionKind) { return std::array<std::string_view, 4>{"rope", "xl", "none", "learned"}; }
 constexpr auto names_of(AttentionKind) { return std::array<std::string_view, 2>{"dense", "switchhead"}; }
 constexpr auto names_of(FeedForwardKind) { return std::array<std::string_view, 3>{"dense", "glu", "sigma_moe"}; }
 constexpr auto names_of(SelectionKind) {
@@ -47,6 +48,10 @@ struct AttentionConfig {
   std::int64_t heads = 2;
   std::int64_t head_width = 0;  ///< 0: model width / heads
   double dropout = 0.0;         ///< of attention weights
+
+  // dense only
+  bool bias = false;                 ///< in the four projections
+  std::int64_t key_value_heads = 0;  ///< heads of keys and values, shared evenly by the others; 0: as many as heads
 
   // switchhead only
   std::int64_t experts = 4;  ///< per head; 1 means plain projections with a learned output gate (k is then unused)
@@ -94,7 +99,7 @@ struct LanguageModelConfig {
   std::int64_t vocabulary_size = 0;  ///< 0: the tokenizer's; must be set before a model is built
   std::int64_t width = 256;
   std::int64_t layers = 4;
-  std::int64_t context = 256;  ///< tokens the model is trained on at once
+  std::int64_t context = 256;  ///< tokens the model is trained on at once; with learned positions, the longest text
   std::int64_t memory = 0;     ///< xl only: positions of the previous segment attended to, without gradient
   double dropout = 0.0;
   NormKind norm = NormKind::layernorm;
@@ -102,8 +107,9 @@ struct LanguageModelConfig {
   PositionKind position = PositionKind::rope;
   double rope_fraction = 0.5;  ///< share of each head's channels that is rotated
   double rope_base = 10000.0;
-  bool tie_embeddings = false;  ///< the output projection is the embedding matrix
-  bool head_bias = false;       ///< bias of the output projection
+  double embedding_scale = 1.0;  ///< multiplies the tokens' embeddings
+  bool tie_embeddings = false;   ///< the output projection is the embedding matrix
+  bool head_bias = false;        ///< bias of the output projection
   /// A weight with n inputs starts normal with deviation init_scale / sqrt(n). 0 means sqrt(2 / layers).
   double init_scale = 0.0;
   double embedding_init_std = 0.02;
@@ -113,6 +119,8 @@ struct LanguageModelConfig {
 
 /// Width of one head: attention.head_width, or model width / heads where that is 0.
 std::int64_t head_width(const LanguageModelConfig& config);
+/// Heads of keys and values: attention.key_value_heads, or attention.heads where that is 0.
+std::int64_t key_value_heads(const LanguageModelConfig& config);
 /// Rotated channels per head under rope: floor(rope_fraction * head width); 0 for other positions.
 std::int64_t rotated_width(const LanguageModelConfig& config);
 /// Hidden width of a dense or glu feedforward layer; experts * expert_width for sigma_moe.

@@ -37,6 +37,18 @@ AttentionCore::AttentionCore(const PositionOptions& position, std::int64_t width
   register_module("position", position_);
 }
 
+namespace {
+
+/// Keys or values [B, S, G, d] -> [B, S, heads, d], each of their heads once for every query head that it serves.
+Variable shared_among(std::int64_t heads, const Variable& x) {
+  const std::int64_t batch = x.size(0), length = x.size(1), groups = x.size(2), width = x.size(3);
+  if (groups == heads) return x;
+  const Variable grouped = reshape(x, {batch, length, groups, 1, width});
+  return reshape(broadcast_to(grouped, {batch, length, groups, heads / groups, width}), {batch, length, heads, width});
+}
+
+}  // namespace
+
 Variable AttentionCore::forward(const Variable& query, const Variable& key, const Variable& value,
                                 const AttentionArguments& arguments) {
   Variable keys = key, values = value;
@@ -55,14 +67,16 @@ Variable AttentionCore::forward(const Variable& query, const Variable& key, cons
   options.mask = arguments.mask;
   options.key_padding = arguments.key_padding;
   options.dropout = training() ? dropout_ : 0;
-  const PositionEncoding::Encoded encoded = position_.encode(query, keys, options, true, !arguments.cache);
+  PositionEncoding::Encoded encoded = position_.encode(query, keys, options, true, !arguments.cache);
+  encoded.key = shared_among(query.size(2), encoded.key);
   if (arguments.inspection) {
     ops::AttentionOptions plain = encoded.options;
     if (encoded.position_key.defined()) plain.position_key = encoded.position_key.data();
     plain.dropout = 0;
     arguments.inspection->probabilities = ops::attention_probabilities(encoded.query.data(), encoded.key.data(), plain);
   }
-  return attention(encoded.query, encoded.key, values, encoded.options, encoded.position_key);
+  return attention(encoded.query, encoded.key, shared_among(query.size(2), values), encoded.options,
+                   encoded.position_key);
 }
 
 namespace {
@@ -76,9 +90,17 @@ std::int64_t head_width_of(const MultiHeadAttentionOptions& options) {
   return options.width / options.heads;
 }
 
+std::int64_t key_value_heads_of(const MultiHeadAttentionOptions& options) {
+  const std::int64_t groups = options.key_value_heads > 0 ? options.key_value_heads : options.heads;
+  check(options.key_value_heads >= 0 && options.heads % groups == 0, "MultiHeadAttention: ", options.key_value_heads,
+        " key-value heads for ", options.heads, " heads, expected a divisor, or 0 for as many");
+  return groups;
+}
+
 std::unique_ptr<Linear> linear_projection(const MultiHeadAttentionOptions& options, ProjectionKind kind,
                                           Generator& generator) {
-  const std::int64_t all_heads = options.heads * head_width_of(options);
+  const std::int64_t heads = is_of_keys(kind) ? key_value_heads_of(options) : options.heads;
+  const std::int64_t all_heads = heads * head_width_of(options);
   const bool output = kind == ProjectionKind::output;
   return std::make_unique<Linear>(output ? all_heads : options.width, output ? options.width : all_heads, options.bias,
                                   options.init, generator);
@@ -90,6 +112,7 @@ MultiHeadAttention::MultiHeadAttention(const MultiHeadAttentionOptions& options,
     : width_(options.width),
       heads_(options.heads),
       head_width_(head_width_of(options)),
+      key_value_heads_(key_value_heads_of(options)),
       projections_{{{linear_projection(options, ProjectionKind::query, generator), nullptr},
                     {linear_projection(options, ProjectionKind::key, generator), nullptr},
                     {linear_projection(options, ProjectionKind::value, generator), nullptr},
@@ -118,7 +141,8 @@ LayerOutput MultiHeadAttention::project(ProjectionKind kind, const Variable& sou
   LayerOutput out;
   if (projection.stand_in) {
     out = projection.stand_in->forward(source);
-    const std::int64_t expected = kind == ProjectionKind::output ? width_ : heads_ * head_width_;
+    const std::int64_t heads = is_of_keys(kind) ? key_value_heads_ : heads_;
+    const std::int64_t expected = kind == ProjectionKind::output ? width_ : heads * head_width_;
     check(out.output.shape() == Shape{source.size(0), source.size(1), expected},
           "MultiHeadAttention: the stand-in for ", sublayer_name(kind), " gives ", out.output.shape(),
           ", expected [batch, tokens, ", expected, "]");
@@ -137,7 +161,7 @@ LayerOutput MultiHeadAttention::forward(const Variable& x, const AttentionArgume
   const auto heads = [&](ProjectionKind kind, const Variable& source) {
     const LayerOutput out = project(kind, source);
     regularizer = add_regularizers(regularizer, out.regularizer);
-    return reshape(out.output, {source.size(0), source.size(1), heads_, head_width_});
+    return reshape(out.output, {source.size(0), source.size(1), out.output.size(2) / head_width_, head_width_});
   };
   const Variable query = heads(ProjectionKind::query, x), key = heads(ProjectionKind::key, key_source),
                  value = heads(ProjectionKind::value, value_source);

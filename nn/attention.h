@@ -19,10 +19,11 @@ class AttentionCore : public Module {
                 double dropout, const Initializer& init = init::fan_in_normal(),
                 Generator& generator = initial_weights());
 
-  /// query [B, T, H, d], key [B, S, H, d], value [B, S, H, dv] -> [B, T, H, dv]. Query and key must be the caller's own
-  /// projections, not read again: positions may be put into them in place. With arguments.cache, key and value
-  /// are those of the new tokens: they are appended to it (key as given, before position encoding) and the queries see
-  /// all cached tokens. Fills arguments.inspection->probabilities.
+  /// query [B, T, H, d], key [B, S, G, d], value [B, S, G, dv] -> [B, T, H, dv]. G is H, or divides it: then each head
+  /// of keys and values serves H / G successive heads of queries. Query and key must be the caller's own projections,
+  /// not read again: positions may be put into them in place. With arguments.cache, key and value are those of the new
+  /// tokens: they are appended to it (key as given, before position encoding) and the queries see all cached tokens.
+  /// Fills arguments.inspection->probabilities.
   Variable forward(const Variable& query, const Variable& key, const Variable& value,
                    const AttentionArguments& arguments);
 
@@ -38,6 +39,8 @@ struct MultiHeadAttentionOptions {
   std::int64_t width = 0;
   std::int64_t heads = 1;
   std::int64_t head_width = 0;  ///< independent of width; 0 means width / heads
+  /// G, heads of keys and values, which share the query heads evenly (Ainslie et al., 2023); 0 means as many as heads
+  std::int64_t key_value_heads = 0;
   PositionOptions position;
   double dropout = 0;  ///< of attention weights
   bool bias = false;
@@ -48,9 +51,10 @@ struct MultiHeadAttentionOptions {
 /// into the output in place afterwards.
 using ProjectionObserver = std::function<void(ProjectionKind kind, const Variable& input, const Variable& output)>;
 
-/// Multi-head attention (Vaswani et al., 2017). Parameters query.weight, key.weight, value.weight [H d, D] and
-/// output.weight [D, H d], each with a bias where wanted; with xl positions also position.projection.weight [H d, D].
-/// Another layer may take the place of any projection; its parameters are then query.* and so on.
+/// Multi-head attention (Vaswani et al., 2017), grouped-query where key_value_heads says so. Parameters query.weight
+/// [H d, D], key.weight, value.weight [G d, D] and output.weight [D, H d], each with a bias where wanted; with xl
+/// positions also position.projection.weight [H d, D]. Another layer may take the place of any projection; its
+/// parameters are then query.* and so on.
 class MultiHeadAttention : public AttentionLayer {
  public:
   explicit MultiHeadAttention(const MultiHeadAttentionOptions& options, Generator& generator = initial_weights());
@@ -77,7 +81,7 @@ class MultiHeadAttention : public AttentionLayer {
   const Projection& at(ProjectionKind kind) const { return projections_[static_cast<std::size_t>(kind)]; }
   LayerOutput project(ProjectionKind kind, const Variable& source) const;
 
-  std::int64_t width_, heads_, head_width_;
+  std::int64_t width_, heads_, head_width_, key_value_heads_;
   std::array<Projection, 4> projections_;  // by ProjectionKind
   AttentionCore core_;
   ProjectionObserver observer_;

@@ -16,6 +16,8 @@ inline constexpr std::array kProjectionKinds = {ProjectionKind::query, Projectio
 constexpr auto names_of(ProjectionKind) { return std::array<std::string_view, 4>{"q", "k", "v", "o"}; }
 /// The sublayer that an attention layer has for it: "query", "key", "value" or "output".
 std::string sublayer_name(ProjectionKind kind);
+/// True for the projections of the tokens attended to, which may have fewer heads than the queries.
+constexpr bool is_of_keys(ProjectionKind kind) { return kind == ProjectionKind::key || kind == ProjectionKind::value; }
 
 /// What an exchangeable layer of a transformer block returns.
 struct LayerOutput {

@@ -133,6 +133,7 @@ Variable LanguageModel::embed(const Tensor& tokens, std::int64_t first) const {
         " ", tokens.shape());
   NameScope scope("embedding");
   Variable x = embedding_.forward(tokens);
+  if (options_.embedding_scale != 1) x = x * options_.embedding_scale;
   if (position_) x = x + position_->forward(tokens.size(1), first);
   return dropout_.forward(x);
 }

@@ -86,6 +86,7 @@ struct LanguageModelOptions {
   NormKind norm = NormKind::layernorm;
   double norm_epsilon = 1e-5;
   std::int64_t positions = 0;   ///< rows of a learned position table, the longest text; 0 for no table
+  double embedding_scale = 1;   ///< multiplies the tokens' embeddings (not the positions')
   bool tie_embeddings = false;  ///< the output projection is the embedding matrix
   bool output_bias = false;
   bool recompute = false;  ///< keep only the blocks' inputs and run each block again in the backward pass

@@ -20,9 +20,11 @@ void describe_model(Schema& schema, moe::LanguageModelConfig& model) {
   schema.share("dropout", model.dropout, "share of activations dropped after embedding, attention and feedforward");
   schema.choice("norm", model.norm, "normalisation before each block part");
   schema.number("norm_epsilon", model.norm_epsilon, 0, 1, "added to the variance inside norms");
-  schema.choice("position", model.position, "how attention learns of positions");
+  schema.choice("position", model.position,
+                "how the model learns of positions; learned: a trained vector for each place in the context");
   schema.number("rope_fraction", model.rope_fraction, 0, 1, "share of each head's channels that rope rotates");
   schema.number("rope_base", model.rope_base, 1, 1e12, "longest rope wavelength / 2 pi");
+  schema.number("embedding_scale", model.embedding_scale, 0, 1e6, "multiplies the tokens' embeddings");
   schema.boolean("tie_embeddings", model.tie_embeddings, "use the embedding matrix as output projection");
   schema.boolean("head_bias", model.head_bias, "bias in the output projection");
   schema.number("init_scale", model.init_scale, 0, 1000,
@@ -36,6 +38,9 @@ void describe_attention(Schema& schema, moe::AttentionConfig& attention) {
   schema.integer("heads", attention.heads, 1, 1024, "attention heads");
   schema.integer("head_width", attention.head_width, 0, 1 << 14, "channels per head; 0: model.width / heads");
   schema.share("dropout", attention.dropout, "share of attention weights dropped");
+  schema.boolean("bias", attention.bias, "kind dense: biases in the projections");
+  schema.integer("key_value_heads", attention.key_value_heads, 0, 1024,
+                 "kind dense: heads of keys and values, each for equally many query heads; 0: as many as heads");
   schema.integer("experts", attention.experts, 1, 4096,
                  "experts per head and projection; 1: plain projections with an output gate");
   schema.integer("k", attention.k, 1, 4096, "experts that a token uses per head and projection");

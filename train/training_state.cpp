@@ -229,7 +229,8 @@ Checkpoint TrainingState::snapshot() const {
 
 void TrainingState::restore(const OpenCheckpoint& checkpoint) {
   const json::object& state = checkpoint.state;
-  const json::object& saved = object_at(state, "config", checkpoint.path);
+  // Read as a configuration: keys that are younger than the checkpoint have their defaults.
+  const json::object saved = train::to_json(config_from_json(object_at(state, "config", checkpoint.path)));
   const json::object present = train::to_json(config_);
   for (const char* section : {"model", "data"})
     check_same_config(checkpoint.path, section, object_at(saved, section, checkpoint.path), present.at(section));

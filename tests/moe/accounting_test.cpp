@@ -106,6 +106,12 @@ std::vector<LanguageModelConfig> small_models() {
     config.tie_embeddings = variant % 4 == 1;
     config.head_bias = variant % 4 == 2;
     config.attention.kind = variant % 4 == 3 ? AttentionKind::dense : AttentionKind::switchhead;
+    if (config.attention.kind == AttentionKind::dense) {
+      config.attention.heads = 4;
+      config.attention.key_value_heads = std::array{0, 1, 2}[variant / 4];
+      config.attention.bias = variant == 7;
+    }
+    if (variant == 7) config.position = PositionKind::learned;
     config.attention.head_width = 4 + 4 * (variant % 2);
     config.attention.experts = variant == 6 ? 1 : 3;
     if (variant == 5) config.attention.experts_on = {ProjectionKind::query, ProjectionKind::key, ProjectionKind::value};

@@ -30,7 +30,16 @@ LanguageModelConfig config_of(AttentionKind attention, FeedForwardKind feedforwa
 }
 
 std::vector<LanguageModelConfig> all_kinds() {
-  std::vector<LanguageModelConfig> all;
+  LanguageModelConfig learned = config_of(AttentionKind::dense, FeedForwardKind::dense, PositionKind::learned);
+  learned.context = 13;  // the longest text below
+  learned.attention.bias = learned.feedforward.bias = true;
+  learned.tie_embeddings = true;
+  LanguageModelConfig grouped = config_of(AttentionKind::dense, FeedForwardKind::glu, PositionKind::rope);
+  grouped.attention.heads = 3;
+  grouped.attention.key_value_heads = 1;
+  grouped.embedding_scale = 5;
+  grouped.tie_embeddings = true;
+  std::vector<LanguageModelConfig> all = {learned, grouped};
   for (const auto attention : {AttentionKind::dense, AttentionKind::switchhead})
     for (const auto feedforward : {FeedForwardKind::dense, FeedForwardKind::glu, FeedForwardKind::sigma_moe})
       for (const auto position : {PositionKind::rope, PositionKind::xl})
@@ -74,6 +83,18 @@ TEST(MoeLanguageModel, decoding_gives_the_rows_of_the_logits) {
     for (std::int64_t t = 4; t < 9; ++t) rows.push_back(model->decode(tokens.slice(1, t, t + 1).contiguous(), state));
     EXPECT_CLOSE(ops::concat(rows, 1), whole, 1e-11);
   }
+}
+
+TEST(MoeLanguageModel, embedding_scale_multiplies_the_tokens_and_not_the_positions) {
+  LanguageModelConfig config = config_of(AttentionKind::dense, FeedForwardKind::dense, PositionKind::learned);
+  Generator a(4), b(4);
+  const auto expected = build_language_model(config, a);
+  config.embedding_scale = 3;
+  const auto scaled = build_language_model(config, b);
+  for (const nn::NamedParameter& p : expected->named_parameters())
+    if (p.name == "embedding.weight") p.variable.data().copy_from(ops::affine(p.variable.data(), 3));
+  const Tensor text = tokens_of(2, 12, 5);
+  EXPECT_CLOSE(scaled->logits(text).data(), expected->logits(text).data(), 1e-5);
 }
 
 TEST(MoeLanguageModel, a_segment_memory_extends_the_context) {

@@ -6,6 +6,8 @@
 #include <map>
 
 #include "autograd/grad_mode.h"
+#include "autograd/ops/elementwise.h"
+#include "autograd/ops/reduce.h"
 #include "autograd/ops/shape.h"
 #include "core/ops/index.h"
 #include "tests/nn/layer_gradcheck.h"
@@ -241,6 +243,76 @@ TEST(MultiHeadAttention, inspection_shows_the_probabilities) {
   EXPECT_TRUE(inspection.selections.empty());
 }
 
+/// Four query heads, two heads of keys and values.
+MultiHeadAttentionOptions grouped_options(const PositionOptions& position) {
+  MultiHeadAttentionOptions options = options_with(position);
+  options.heads = 4;
+  options.key_value_heads = 2;
+  options.bias = true;
+  return options;
+}
+
+/// The rows of two heads [2 d, ...] as four heads, of which two each are alike: [4 d, ...].
+Tensor each_head_twice(const Tensor& rows) {
+  const Tensor first = rows.slice(0, 0, kHeadWidth), second = rows.slice(0, kHeadWidth, 2 * kHeadWidth);
+  return ops::concat({first, first, second, second}, 0);
+}
+
+TEST(MultiHeadAttention, key_heads_serve_successive_query_heads) {
+  for (const auto& [name, position] : kPositions) {
+    SCOPED_TRACE(name);
+    MultiHeadAttentionOptions options = grouped_options(position);
+    const auto grouped = make(options);
+    options.key_value_heads = 0;
+    const auto plain = make(options);
+    const auto target = parameters_of(*plain);
+    for (const auto& [parameter, tensor] : parameters_of(*grouped)) {
+      if (parameter.ends_with("bias")) tensor.copy_from(random_tensor(tensor.shape(), 5));
+      const bool shared = parameter.starts_with("key") || parameter.starts_with("value");
+      target.at(parameter).copy_from(shared ? each_head_twice(tensor) : tensor);
+    }
+    NoGradGuard no_grad;
+    const Variable x(random_tensor({2, 5, kWidth}, 1));
+    KeyValueCache cache;
+    AttentionInspection inspection, expected;
+    AttentionArguments arguments, inspected;
+    arguments.inspection = &inspection;
+    inspected.inspection = &expected;
+    const Tensor y = plain->forward(x, inspected).output.data();
+    EXPECT_CLOSE(grouped->forward(x, arguments).output.data(), y, 1e-13);
+    EXPECT_CLOSE(inspection.probabilities, expected.probabilities, 1e-13);
+    arguments = {};
+    arguments.cache = &cache;
+    EXPECT_CLOSE(grouped->forward(x, arguments).output.data(), y, 1e-13);
+    EXPECT_EQ(cache.value.shape(), (Shape{2, 5, 2, kHeadWidth}));
+  }
+}
+
+TEST(MultiHeadAttention, one_key_head_serves_all_in_bf16) {
+  MultiHeadAttentionOptions options;
+  options.width = 64;
+  options.heads = 4;
+  options.head_width = 64;
+  options.key_value_heads = 1;
+  const auto layer = make(options), half = make(options, DType::bf16);
+  const Tensor x = random_tensor({2, 130, 64}, 1);
+  const Variable in(x, true), half_in(x.to(DType::bf16), true);
+  const Variable y = layer->forward(in).output, half_y = half->forward(half_in).output;
+  EXPECT_CLOSE(half_y.data(), y.data(), 3e-2);
+  sum(y * y).backward();
+  sum(half_y * half_y).backward();
+  EXPECT_CLOSE(half_in.grad(), in.grad(), 1e-1);
+}
+
+TEST(MultiHeadAttention, passes_gradcheck_with_shared_keys) {
+  for (const auto& [name, position] : kPositions) {
+    SCOPED_TRACE(name);
+    const auto layer = make(grouped_options(position));
+    expect_gradients(*layer, {Variable(random_tensor({2, 4, kWidth}, 1), true)},
+                     [&](const Variables& in) { return layer->forward(in[0]).output; });
+  }
+}
+
 TEST(MultiHeadAttention, dropout_acts_in_training_only) {
   MultiHeadAttentionOptions options = options_with(kPositions[1].options);
   options.dropout = 0.5;
@@ -271,6 +343,9 @@ TEST(MultiHeadAttention, says_what_is_wrong) {
   options.heads = 0;
   EXPECT_ERROR(MultiHeadAttention{options}, "MultiHeadAttention: width 10, 0 heads");
   options.heads = 2;
+  options.key_value_heads = 3;
+  EXPECT_ERROR(MultiHeadAttention{options}, "MultiHeadAttention: 3 key-value heads for 2 heads, expected a divisor");
+  options.key_value_heads = 0;
   EXPECT_ERROR(MultiHeadAttention{options}, "PositionEncoding: 5 rotated channels of head width 5");
   options.head_width = 4;
   options.dropout = 1;

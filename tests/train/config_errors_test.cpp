@@ -103,7 +103,7 @@ TEST(ConfigErrors, WrongTypes) {
        "config: model.norm: \"batchnorm\" is unknown, expected \"layernorm\" or \"rmsnorm\""},
       {R"({"model": {"kind": "encoder"}})", "config: model.kind: \"encoder\" is unknown, expected \"decoder\""},
       {R"({"model": {"position": "alibi"}})",
-       "config: model.position: \"alibi\" is unknown, expected \"rope\", \"xl\" or \"none\""},
+       "config: model.position: \"alibi\" is unknown, expected \"rope\", \"xl\", \"none\" or \"learned\""},
       {R"({"model": {"feedforward": {"activation": "tanh"}}})",
        "config: model.feedforward.activation: \"tanh\" is unknown, expected \"relu\", \"gelu\", \"gelu_tanh\" or "
        "\"silu\""},
@@ -157,6 +157,15 @@ TEST(ConfigErrors, ImpossibleCombinations) {
       {R"({"model": {"width": 100, "attention": {"heads": 3}}})",
        "config: model.attention.heads: 3 does not divide model.width 100, expected a divisor of it or "
        "model.attention.head_width"},
+      {R"({"model": {"attention": {"kind": "dense", "heads": 4, "key_value_heads": 3}}})",
+       "config: model.attention.key_value_heads: 3 does not divide the 4 heads, expected a divisor, or 0 for as many"},
+      {R"({"model": {"attention": {"key_value_heads": 1}}})",
+       "config: model.attention.key_value_heads: 1 is only possible with attention \"dense\", expected 0 with "
+       "attention "
+       "\"switchhead\""},
+      {R"({"model": {"attention": {"bias": true}}})",
+       "config: model.attention.bias: true is only possible with attention \"dense\", expected false with attention "
+       "\"switchhead\""},
       {R"({"model": {"attention": {"head_width": 66}}})",
        "config: model.rope_fraction: 0.5 of head width 66 rotates 33 channels, expected an even number"},
       {R"({"model": {"position": "xl", "width": 33, "attention": {"head_width": 8}}})",

@@ -116,6 +116,20 @@ TEST(Resuming, PassesOverADamagedCheckpoint) {
   EXPECT_TRUE(read_bytes(model) == whole);  // made again from step 6
 }
 
+TEST(Resuming, KeysYoungerThanTheCheckpointHaveTheirDefaults) {
+  const TemporaryFolder folder;
+  const Config config = tiny_config(folder.path());
+  const TokenizedText text = prepare_text(config, folder / "text", [](const std::string&) {});
+  TrainingState state(config, text);
+  state.advance();
+  Checkpoint checkpoint = state.snapshot();
+  ASSERT_EQ(checkpoint.state["config"].at("model").as_object().erase("embedding_scale"), 1u);
+  const fs::path saved = save_checkpoint(folder / "checkpoints", checkpoint, 1);
+  TrainingState resumed(config, text);
+  resumed.restore(open_checkpoint(saved));
+  EXPECT_EQ(resumed.step(), 1);
+}
+
 TEST(Resuming, AnotherModelIsRefused) {
   const TemporaryFolder folder;
   const Config config = tiny_config(folder.path());
