@@ -7,7 +7,8 @@
   tools/plot.py text COMPUTE_MAP            a text, each token coloured by what it cost
   tools/plot.py images COMPUTE_MAP          images under the cost of their patches
 
-An input may be given a name of its own: `"from scratch=runs/a"`. Every command takes --out FILE and --title TEXT.
+SWEEP and COMPUTE_MAP are JSON files that a conversion leaves; train/conversion/sweep.h says what is in them. An input may
+be given a name of its own: `"from scratch=runs/a"`. Every command takes --out FILE and --title TEXT.
 """
 
 import argparse
@@ -31,8 +32,8 @@ MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
 HEAT = "cividis"
 DPI = 100  # 9 inches are 900 pixels
 
-METHODS = {"all": "all experts", "dynk_max": "D2DMoE", "dynk": "cumulative share", "topk": "static top-k",
-           "early_exit": "early exit", "token_dropping": "token dropping"}
+METHODS = {"all": "all experts", "dynk_max": "D2DMoE", "dynk_max_by_layer": "D2DMoE, tau by layer",
+           "dynk": "cumulative share", "topk": "static top-k", "early_exit": "early exit", "token_dropping": "token dropping"}
 
 
 def style():
@@ -184,16 +185,16 @@ def limit_values(axes, sweeps, metric, worst):
 # --- histogram --------------------------------------------------------------------------------------------------------
 
 
-def choose_point(sweep, method, setting):
-    """The point of that setting, or the one that runs nearest to half of the dense multiply-adds."""
+def choose_point(sweep, method, value):
+    """The point of that value, or the one that runs nearest to half of the dense multiply-adds."""
     curves = [curve for curve in sweep["curves"] if method in (None, curve["method"])]
     if not curves:
         fail(f"no curve of method {method}, there are: {', '.join(curve['method'] for curve in sweep['curves'])}")
     points = [(curve, point) for curve in curves for point in curve["points"] if "layers" in point]
-    if setting is None:
+    if value is None:
         points = [(curve, point) for curve, point in points if curve is points[0][0]]
         return min(points, key=lambda item: abs(item[1]["share_of_dense"] - 0.5))
-    return min(points, key=lambda item: abs(item[1]["setting"] - setting))
+    return min(points, key=lambda item: abs(item[1]["value"] - value))
 
 
 def bars(histogram, most=60):
@@ -207,7 +208,7 @@ def bars(histogram, most=60):
 
 def plot_histogram(arguments):
     sweep = read_json(arguments.file, "sweep")
-    curve, point = choose_point(sweep, arguments.method, arguments.setting)
+    curve, point = choose_point(sweep, arguments.method, arguments.value)
     layers = list(zip(sweep["layers"], point["layers"]))
     figure, axes = plt.subplots(figsize=(9, 1.6 + 0.34 * len(layers)))
     colours = matplotlib.colormaps[HEAT](np.linspace(0.1, 0.85, len(layers)))
@@ -224,7 +225,7 @@ def plot_histogram(arguments):
     axes.set_ylim(-len(layers) + 0.95, 1)
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_xlabel("experts run, share of the layer's (bars: tokens; orange: mean)")
-    setting = setting_text(curve, point["setting"])
+    setting = setting_text(curve, point["value"])
     share = f"{point['share_of_dense']:.0%} of the dense multiply-adds"
     axes.set_title(arguments.title or f"{setting}: {share}", loc="left")
     save(figure, arguments)
@@ -322,7 +323,7 @@ def main():
     histogram = command("histogram", plot_histogram, "experts run in each layer")
     histogram.add_argument("file")
     histogram.add_argument("--method", help="of the curve (default: the first)")
-    histogram.add_argument("--setting", type=float, help="of the point (default: nearest to half of the dense cost)")
+    histogram.add_argument("--value", type=float, help="of the point (default: nearest to half of the dense cost)")
     text = command("text", plot_text, "cost of a text's tokens")
     text.add_argument("file")
     text.add_argument("--columns", type=int, default=90, help="characters per line")

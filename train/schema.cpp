@@ -87,6 +87,14 @@ double read_number(const std::string& path, const json::value& value, const std:
   return number;
 }
 
+double read_number(const std::string& path, const json::value& value, double low, double high) {
+  const std::string allowed = plain(low) + " to " + plain(high);
+  const double number = read_number(path, value, allowed);
+  check(number >= low && number <= high, "config: ", path, ": ", abbreviate(value), " is out of range, expected ",
+        allowed);
+  return number;
+}
+
 std::size_t read_choice(const std::string& path, const json::value& value, const std::vector<std::string_view>& names) {
   if (!value.is_string()) wrong_type(path, value, alternatives(names));
   const json::string& name = value.get_string();
@@ -148,16 +156,24 @@ void Schema::integer(std::string_view key, std::int64_t& target, std::int64_t lo
 }
 
 void Schema::number(std::string_view key, double& target, double low, double high, std::string meaning) {
-  const std::string allowed = plain(low) + " to " + plain(high);
   add(
-      key, "number", allowed, std::move(meaning),
-      [&target, low, high, allowed](const std::string& path, const json::value& v) {
-        const double value = read_number(path, v, allowed);
-        check(value >= low && value <= high, "config: ", path, ": ", abbreviate(v), " is out of range, expected ",
-              allowed);
-        target = value;
-      },
+      key, "number", plain(low) + " to " + plain(high), std::move(meaning),
+      [&target, low, high](const std::string& path, const json::value& v) { target = read_number(path, v, low, high); },
       [&target] { return json::value(target); });
+}
+
+void Schema::number_list(std::string_view key, std::vector<double>& target, double low, double high,
+                         std::string meaning) {
+  add(
+      key, "list of numbers", plain(low) + " to " + plain(high) + " each", std::move(meaning),
+      [&target, low, high](const std::string& path, const json::value& v) {
+        if (!v.is_array()) wrong_type(path, v, "a list of numbers");
+        std::vector<double> numbers;
+        for (std::size_t i = 0; i < v.get_array().size(); ++i)
+          numbers.push_back(read_number(path + '[' + std::to_string(i) + ']', v.get_array()[i], low, high));
+        target = std::move(numbers);
+      },
+      [&target] { return json::value(json::array(target.begin(), target.end())); });
 }
 
 void Schema::share(std::string_view key, double& target, std::string meaning) {

@@ -33,6 +33,8 @@ class Schema {
   void number(std::string_view key, double& target, double low, double high, std::string meaning);
   /// A number of at least 0 and below 1.
   void share(std::string_view key, double& target, std::string meaning);
+  /// A list of finite numbers from low to high, which may be empty.
+  void number_list(std::string_view key, std::vector<double>& target, double low, double high, std::string meaning);
   void boolean(std::string_view key, bool& target, std::string meaning);
   void text(std::string_view key, std::string& target, std::string meaning);
   void text_list(std::string_view key, std::vector<std::string>& target, std::string meaning);

@@ -2,6 +2,7 @@
 
 #include <boost/json/object.hpp>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string_view>
 
@@ -14,6 +15,14 @@ struct Score {
   double loss = 0;                 ///< mean cross-entropy in nats: per predicted token, or per example of a classifier
   std::optional<double> accuracy;  ///< share of examples classified right; none for language models
   std::int64_t tokens = 0;         ///< that ran through the model
+};
+
+/// A piece of work of a model whose data lies on its device already, to be repeated: what times are taken of.
+struct Pass {
+  /// In the mode the model is in, without gradients. Nothing waits for the device, so a GPU can record it as a graph;
+  /// whoever reads the result waits for all of it.
+  std::function<Tensor()> run;
+  std::int64_t tokens = 0;  ///< that go through the model in one run
 };
 
 /// A model together with the data that it learns from and is judged on: all that a plain training loop or a phase of a
@@ -34,6 +43,11 @@ class Task {
   virtual void run_training_batch() = 0;
   /// The model in evaluation mode, without gradients, on the same validation data at every call. Its mode is put back.
   virtual Score evaluate() = 0;
+  /// A batch of validation data, as large as those of training, through the model. The same one at every call.
+  virtual Pass validation_pass() = 0;
+  /// The first `tokens` tokens of the validation data through the model one after the other, as a language model
+  /// generates them; none for models that do not.
+  virtual std::optional<Pass> decoding_pass(std::int64_t tokens) = 0;
   /// Tokens of one training batch, filling included.
   virtual std::int64_t tokens_per_batch() const = 0;
 

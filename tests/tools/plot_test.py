@@ -23,8 +23,8 @@ def layer(mean):
     return {"mean_experts": mean, "macs_per_token": 10 * mean, "histogram": [0, 5, 3, 1, 1]}
 
 
-def point(setting, share, loss):
-    return {"setting": setting, "loss": loss, "macs_per_token": 100 * share, "share_of_dense": share,
+def point(value, share, loss):
+    return {"value": value, "loss": loss, "macs_per_token": 100 * share, "share_of_dense": share,
             "seconds_per_token": 1e-6 * share, "layers": [layer(4 * share), layer(2 * share)]}
 
 
@@ -86,7 +86,7 @@ class Plot(unittest.TestCase):
     def test_histogram(self):
         self.file("a.json", SWEEP)
         self.expect_picture("histogram", "a.json")
-        self.expect_picture("histogram", "a.json", "--method", "topk", "--setting", "4")
+        self.expect_picture("histogram", "a.json", "--method", "topk", "--value", "4")
         self.expect_error("plot: no curve of method dynk, there are: dynk_max, topk",
                           "histogram", "a.json", "--method", "dynk")
 

@@ -1,5 +1,7 @@
 #include "train/tasks/language_model_task.h"
 
+#include <algorithm>
+
 #include "autograd/grad_mode.h"
 #include "train/evaluation.h"
 #include "train/run_folder.h"
@@ -31,9 +33,8 @@ LanguageModelTask::LanguageModelTask(const std::filesystem::path& run, const Tas
 data::Batch LanguageModelTask::next_batch() {
   data::Batch batch = loader_.next();
   if (batch.restarts) memory_.clear();
-  const Device device = Device::parse(trained_.config.training.device);
-  batch.inputs = batch.inputs.to(device);
-  batch.targets = batch.targets.to(device);
+  batch.inputs = batch.inputs.to(device());
+  batch.targets = batch.targets.to(device());
   return batch;
 }
 
@@ -58,6 +59,30 @@ Score LanguageModelTask::evaluate() {
   options.memory = trained_.config.model.memory;
   const Evaluation result = train::evaluate(model(), text_.validation, options);
   return {result.nats_per_token, std::nullopt, result.tokens};
+}
+
+Pass LanguageModelTask::validation_pass() {
+  const data::Batch batch =
+      data::validation_windows(text_.validation, trained_.config.training.batch, trained_.config.model.context);
+  const Tensor inputs = batch.inputs.to(device()), targets = batch.targets.to(device());
+  const auto run = [this, inputs, targets] {
+    const NoGradGuard no_grad;
+    return model().loss(inputs, targets).cross_entropy.data();
+  };
+  return {run, inputs.numel()};
+}
+
+std::optional<Pass> LanguageModelTask::decoding_pass(std::int64_t tokens) {
+  const data::Batch window =
+      data::validation_windows(text_.validation, 1, std::min(tokens, trained_.config.model.context));
+  const Tensor text = window.inputs.to(device());
+  const auto run = [this, text] {
+    nn::DecodingState state;
+    Tensor logits;
+    for (std::int64_t t = 0; t < text.size(1); ++t) logits = model().decode(text.slice(1, t, t + 1), state);
+    return logits;
+  };
+  return Pass{run, text.numel()};
 }
 
 std::int64_t LanguageModelTask::tokens_per_batch() const {

@@ -22,6 +22,10 @@ class LanguageModelTask : public Task {
   Variable training_loss() override;
   void run_training_batch() override;
   Score evaluate() override;
+  /// The loss of some of the windows of evaluate(), but without segment memory.
+  Pass validation_pass() override;
+  /// At most as many tokens as the context has.
+  std::optional<Pass> decoding_pass(std::int64_t tokens) override;
   std::int64_t tokens_per_batch() const override;
 
   boost::json::object state() const override;
@@ -33,6 +37,7 @@ class LanguageModelTask : public Task {
   const TokenizedText& text() const { return text_; }
 
  private:
+  Device device() const { return Device::parse(trained_.config.training.device); }
   /// The next batch on the model's device; the memory to be used with it is ready.
   data::Batch next_batch();
   nn::SegmentMemory* memory() { return memory_.length > 0 ? &memory_ : nullptr; }
