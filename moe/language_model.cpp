@@ -25,6 +25,11 @@ nn::PositionOptions position_options(const LanguageModelConfig& config) {
   return options;
 }
 
+nn::Initializer dense_init(const LanguageModelConfig& config) {
+  const double scale = init_scale(config);
+  return config.init == InitKind::normal ? nn::init::fan_in_normal(scale) : nn::init::fan_in_uniform(scale);
+}
+
 }  // namespace
 
 std::unique_ptr<nn::AttentionLayer> build_attention(const LanguageModelConfig& config, Generator& generator) {
@@ -38,7 +43,7 @@ std::unique_ptr<nn::AttentionLayer> build_attention(const LanguageModelConfig& c
     options.position = position_options(config);
     options.dropout = attention.dropout;
     options.bias = attention.bias;
-    options.init = nn::init::fan_in_normal(init_scale(config));
+    options.init = dense_init(config);
     return std::make_unique<nn::MultiHeadAttention>(options, generator);
   }
   SwitchHeadOptions options;
@@ -67,7 +72,7 @@ std::unique_ptr<nn::FeedForwardLayer> build_feed_forward(const LanguageModelConf
     options.activation = feedforward.activation;
     options.gated = feedforward.kind == FeedForwardKind::glu;
     options.bias = feedforward.bias;
-    options.init = nn::init::fan_in_normal(init_scale(config));
+    options.init = dense_init(config);
     return std::make_unique<nn::FeedForward>(options, generator);
   }
   SigmaMoeOptions options;
@@ -110,7 +115,7 @@ std::unique_ptr<nn::LanguageModel> build_language_model(const LanguageModelConfi
   options.tie_embeddings = config.tie_embeddings;
   options.output_bias = config.head_bias;
   options.embedding_init = nn::init::normal(config.embedding_init_std);
-  options.output_init = nn::init::fan_in_normal(init_scale(config));
+  options.output_init = dense_init(config);
   return std::make_unique<nn::LanguageModel>(options, std::move(blocks), generator);
 }
 

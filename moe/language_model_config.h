@@ -15,6 +15,8 @@ namespace switchyard::moe {
 
 enum class ModelKind : std::uint8_t { decoder };
 enum class NormKind : std::uint8_t { layernorm, rmsnorm };
+/// The distribution that weights of dense layers start from; those of SwitchHead and sigma-MoE start normal.
+enum class InitKind : std::uint8_t { normal, uniform };
 /// How the model learns of positions: rotation of queries and keys; Transformer-XL's relative terms; not at all; a
 /// trained vector for each of `context` positions, added to the embeddings.
 enum class PositionKind : std::uint8_t { rope, xl, none, learned };
@@ -28,6 +30,7 @@ using nn::ProjectionKind;
 // The names used in configuration files and messages, in the order of the enumerators.
 constexpr auto names_of(ModelKind) { return std::array<std::string_view, 1>{"decoder"}; }
 constexpr auto names_of(NormKind) { return std::array<std::string_view, 2>{"layernorm", "rmsnorm"}; }
+constexpr auto names_of(InitKind) { return std::array<std::string_view, 2>{"normal", "uniform"}; }
 constexpr auto names_of(PositionKind) { return std::array<std::string_view, 4>{"rope", "xl", "none", "learned"}; }
 constexpr auto names_of(AttentionKind) { return std::array<std::string_view, 2>{"dense", "switchhead"}; }
 constexpr auto names_of(FeedForwardKind) { return std::array<std::string_view, 3>{"dense", "glu", "sigma_moe"}; }
@@ -110,7 +113,8 @@ struct LanguageModelConfig {
   double embedding_scale = 1.0;  ///< multiplies the tokens' embeddings
   bool tie_embeddings = false;   ///< the output projection is the embedding matrix
   bool head_bias = false;        ///< bias of the output projection
-  /// A weight with n inputs starts normal with deviation init_scale / sqrt(n). 0 means sqrt(2 / layers).
+  InitKind init = InitKind::normal;
+  /// A weight with n inputs starts with deviation init_scale / sqrt(n). 0 means sqrt(2 / layers).
   double init_scale = 0.0;
   double embedding_init_std = 0.02;
   AttentionConfig attention;

@@ -74,6 +74,13 @@ Initializer fan_in_normal(double scale) {
   };
 }
 
+Initializer fan_in_uniform(double scale) {
+  check(scale >= 0, "fan_in_uniform initializer: scale ", scale, " is negative");
+  return [scale](const Shape& shape, Generator& generator) {
+    return draw_uniform(shape, generator, scale * std::sqrt(3 / fan_of(shape).inputs));
+  };
+}
+
 Initializer xavier_uniform() {
   return [](const Shape& shape, Generator& generator) {
     const Fan fan = fan_of(shape);

@@ -20,6 +20,8 @@ Initializer normal(double deviation);
 Initializer truncated_normal(double deviation, double cut = 2);
 /// Normal with deviation scale / sqrt(inputs): keeps the size of activations at scale 1.
 Initializer fan_in_normal(double scale = 1);
+/// Uniform, with the same deviation. PyTorch's Linear starts so, at scale 1 / sqrt(3).
+Initializer fan_in_uniform(double scale = 1);
 /// Uniform in +-sqrt(6 / (inputs + outputs)) (Glorot & Bengio, 2010).
 Initializer xavier_uniform();
 /// Normal with deviation sqrt(2 / (inputs + outputs)).

@@ -27,6 +27,8 @@ void describe_model(Schema& schema, moe::LanguageModelConfig& model) {
   schema.number("embedding_scale", model.embedding_scale, 0, 1e6, "multiplies the tokens' embeddings");
   schema.boolean("tie_embeddings", model.tie_embeddings, "use the embedding matrix as output projection");
   schema.boolean("head_bias", model.head_bias, "bias in the output projection");
+  schema.choice("init", model.init,
+                "distribution that dense layers' weights start from; switchhead and sigma_moe start normal");
   schema.number("init_scale", model.init_scale, 0, 1000,
                 "initial deviation of a weight times the root of its inputs; 0: sqrt(2 / layers)");
   schema.number("embedding_init_std", model.embedding_init_std, 0, 1000, "initial deviation of the embeddings");

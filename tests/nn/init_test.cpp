@@ -38,6 +38,7 @@ TEST(Init, has_the_moments_it_promises) {
       {"uniform", init::uniform(-0.3, 0.3), 0.3 / std::sqrt(3.0), 0.3},
       {"normal", init::normal(0.02), 0.02, INFINITY},
       {"fan_in_normal", init::fan_in_normal(0.5), 0.5 / std::sqrt(200.0), INFINITY},
+      {"fan_in_uniform", init::fan_in_uniform(0.5), 0.5 / std::sqrt(200.0), 0.5 * std::sqrt(3.0 / 200)},
       {"xavier_uniform", init::xavier_uniform(), std::sqrt(2.0 / 500), std::sqrt(6.0 / 500)},
       {"xavier_normal", init::xavier_normal(), std::sqrt(2.0 / 500), INFINITY},
       {"kaiming_uniform", init::kaiming_uniform(), std::sqrt(2.0 / 200), std::sqrt(6.0 / 200)},

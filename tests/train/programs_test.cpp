@@ -210,7 +210,7 @@ TEST_F(Programs, WrongCommandLinesEndInOneLine) {
        {"--config", file, "--validate-config", "--set", "model.widht=3"},
        "config: model.widht: unknown key (with value 3), did you mean model.width? Expected kind, vocabulary_size, "
        "width, layers, context, memory, dropout, norm, norm_epsilon, position, rope_fraction, rope_base, "
-       "embedding_scale, tie_embeddings, head_bias, init_scale, embedding_init_std, attention or feedforward"},
+       "embedding_scale, tie_embeddings, head_bias, init, init_scale, embedding_init_std, attention or feedforward"},
       {"generate", {}, "expected --run FOLDER, such as one that train_lm made"},
       {"generate", {"--run", missing}, "run folder: " + missing + ": is no folder"},
       {"generate", {"--run", missing, "--tokens", "x"}, "the argument ('x') for option '--tokens' is invalid"},
