@@ -3,6 +3,16 @@
 #include "moe/conversion/split.h"
 
 namespace switchyard::moe {
+namespace {
+
+/// 0, 0, ..., 1, 1, ...: `expert_width` of each.
+Tensor labels_in_order(std::int64_t neurons, std::int64_t expert_width) {
+  std::vector<std::int64_t> labels;
+  for (std::int64_t n = 0; n < neurons; ++n) labels.push_back(n / expert_width);
+  return Tensor::from(labels, {neurons});
+}
+
+}  // namespace
 
 std::unique_ptr<DynamicFeedForward> convert(const nn::FeedForward& dense, const ConversionOptions& options,
                                             Generator& generator) {
@@ -11,9 +21,10 @@ std::unique_ptr<DynamicFeedForward> convert(const nn::FeedForward& dense, const 
   check(options.expert_width >= 1 && neurons % options.expert_width == 0, "convert: expert_width is ",
         options.expert_width, ", expected a divisor of the layer's ", neurons, " neurons");
   const std::int64_t experts = neurons / options.expert_width;
-  const Clustering clusters = balanced_k_means(neuron_features(weights), experts, generator, options.clustering);
-  const Tensor labels = clusters.labels.to(weights.up.device());
-  const ExpertWeights split = split_into_experts(weights, labels, experts);
+  const Tensor labels = options.cluster
+                            ? balanced_k_means(neuron_features(weights), experts, generator, options.clustering).labels
+                            : labels_in_order(neurons, options.expert_width);
+  const ExpertWeights split = split_into_experts(weights, labels.to(weights.up.device()), experts);
   auto layer = std::make_unique<DynamicFeedForward>(split, dense.activation(), options.router, generator);
   layer->to(weights.up.device());
   return layer;
@@ -70,6 +81,12 @@ std::vector<DynamicFeedForward*> converted_layers(nn::Module& model) {
   std::vector<DynamicFeedForward*> layers;
   for (const auto& [name, layer] : model.named_modules_of<DynamicFeedForward>()) layers.push_back(layer);
   return layers;
+}
+
+void set_gates(nn::Module& model, const Gate& gate) {
+  const std::vector<DynamicFeedForward*> layers = converted_layers(model);
+  check(!layers.empty(), "set_gates: the model has no converted layer");
+  for (DynamicFeedForward* layer : layers) layer->set_gate(gate);
 }
 
 }  // namespace switchyard::moe

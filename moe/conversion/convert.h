@@ -12,11 +12,12 @@ namespace switchyard::moe {
 
 struct ConversionOptions {
   std::int64_t expert_width = 24;  ///< S, neurons per expert; divides the width of every feed-forward
+  bool cluster = true;             ///< false: each expert takes S neurons that follow one another, as they are
   ClusteringOptions clustering;
   NormRouterOptions router;  ///< width and experts are those of each layer
 };
 
-/// The same function as `dense`, its neurons grouped into experts by balanced k-means on their weights. On dense's
+/// The same function as `dense`, its neurons grouped into experts, by balanced k-means on their weights. On dense's
 /// device and in its dtype; the router is untrained and the gate is `all`. Throws Error where expert_width does not
 /// divide the number of neurons.
 std::unique_ptr<DynamicFeedForward> convert(const nn::FeedForward& dense, const ConversionOptions& options,
@@ -39,5 +40,8 @@ std::vector<DynamicFeedForward*> convert_projections(nn::Module& model, const Co
 
 /// The converted layers of a model, in its order.
 std::vector<DynamicFeedForward*> converted_layers(nn::Module& model);
+
+/// One gate for every converted layer of a model. Throws Error when there is none, or one refuses the gate.
+void set_gates(nn::Module& model, const Gate& gate);
 
 }  // namespace switchyard::moe

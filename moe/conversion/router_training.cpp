@@ -19,15 +19,18 @@ using ops::Unary;
 
 constexpr std::int64_t kChunkValues = std::int64_t{1} << 24;  // hidden values held at a time
 
-/// Activations of all experts' neurons: rows [n, D] -> [E, n, S].
+/// Activations of all experts' neurons, in the compute dtype: rows [n, D] -> [E, n, S]. One product for all experts:
+/// small experts alone would leave a GPU idle.
 Tensor hidden_of(const Tensor& rows, const ExpertWeights& weights, ops::Activation activation) {
-  const auto product = [&](const Tensor& weight, const Tensor& bias) {
-    const Tensor y = ops::matmul(rows.unsqueeze(0), weight.to(rows.dtype()));
-    return bias.defined() ? ops::add(y, bias.to(rows.dtype()).unsqueeze(1)) : y;
+  const std::int64_t experts = weights.experts(), neurons = experts * weights.expert_width();
+  const auto product = [&](const Tensor& weight, const Tensor& bias, ops::Activation function) {
+    const Tensor matrix = weight.to(rows.dtype()).permute({0, 2, 1}).reshape({neurons, weights.width()});
+    const Tensor flat_bias = bias.defined() ? bias.to(rows.dtype()).reshape({neurons}) : bias;
+    return ops::linear(rows, matrix, flat_bias, ops::compute_dtype(rows.dtype()), function);
   };
-  const Tensor up = product(weights.w1, weights.b1);
-  if (!weights.gated()) return ops::unary(activation, up);
-  return ops::multiply(ops::unary(activation, product(weights.gate, weights.gate_bias)), up);
+  Tensor hidden = product(weights.w1, weights.b1, weights.gated() ? ops::Activation::identity : activation);
+  if (weights.gated()) hidden = ops::multiply(product(weights.gate, weights.gate_bias, activation), hidden);
+  return hidden.view({rows.size(0), experts, weights.expert_width()}).transpose(0, 1);
 }
 
 /// [N, E] of f(hidden [E, n, S]) [E, n] for chunks of n rows, in the compute dtype.
@@ -40,7 +43,7 @@ Tensor per_expert(const Tensor& rows, const ExpertWeights& weights, ops::Activat
   const std::int64_t chunk = std::max<std::int64_t>(1, kChunkValues / (weights.experts() * weights.expert_width()));
   for (std::int64_t first = 0; first < rows.size(0); first += chunk) {
     const std::int64_t last = std::min(first + chunk, rows.size(0));
-    const Tensor hidden = hidden_of(rows.slice(0, first, last).to(dtype), weights, activation);
+    const Tensor hidden = hidden_of(rows.slice(0, first, last), weights, activation);
     result.slice(0, first, last).copy_from(f(hidden).transpose(0, 1));
   }
   return result;

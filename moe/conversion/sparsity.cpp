@@ -63,6 +63,10 @@ SparsityMeasure sparsity_measure_from_name(std::string_view name) {
   return SparsityMeasure::l1;
 }
 
+std::string_view name_of(SparsityMeasure measure) {
+  return measure == SparsityMeasure::square_hoyer ? "square_hoyer" : "l1";
+}
+
 Variable sparsity_penalty(SparsityMeasure measure, const Variable& x) {
   return mean(measure == SparsityMeasure::square_hoyer ? square_hoyer(x) : l1_norm(x));
 }

@@ -23,6 +23,7 @@ Variable displaced(const Variable& z, double displacement);
 enum class SparsityMeasure { square_hoyer, l1 };
 /// "square_hoyer" or "l1"; throws Error for any other name.
 SparsityMeasure sparsity_measure_from_name(std::string_view name);
+std::string_view name_of(SparsityMeasure measure);
 /// Mean over the tokens of a measure: x [..., F] -> a scalar.
 Variable sparsity_penalty(SparsityMeasure measure, const Variable& x);
 

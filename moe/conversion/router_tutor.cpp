@@ -1,0 +1,60 @@
+#include "moe/conversion/router_tutor.h"
+
+#include <algorithm>
+#include <string>
+
+#include "autograd/grad_mode.h"
+#include "autograd/ops/elementwise.h"
+
+namespace switchyard::moe {
+
+RouterTutor::RouterTutor(std::vector<DynamicFeedForward*> layers, RouterTarget target, RouterLoss loss)
+    : layers_(std::move(layers)), target_(target), loss_(loss), rows_(layers_.size()) {
+  check(!layers_.empty(), "RouterTutor: the model has no converted layer");
+  for (std::size_t i = 0; i < layers_.size(); ++i)
+    layers_[i]->set_observer([this, i](const Tensor& rows) { rows_[i] = rows; });
+}
+
+RouterTutor::~RouterTutor() {
+  for (DynamicFeedForward* layer : layers_) layer->set_observer({});
+}
+
+std::vector<nn::NamedParameter> RouterTutor::parameters() const {
+  std::vector<nn::NamedParameter> all;
+  for (std::size_t i = 0; i < layers_.size(); ++i)
+    for (const nn::NamedParameter& p : layers_[i]->router().named_parameters())
+      all.push_back({std::to_string(i) + "." + p.name, p.variable, p.decays});
+  return all;
+}
+
+Tensor RouterTutor::target_of(std::size_t layer, const Tensor& rows) const {
+  const ExpertWeights weights = layers_[layer]->weights();
+  const ops::Activation activation = layers_[layer]->activation();
+  return target_ == RouterTarget::output_norm ? expert_output_norms(rows, weights, activation)
+                                              : expert_activation_shares(rows, weights, activation);
+}
+
+Variable RouterTutor::loss() const {
+  Variable total;
+  for (std::size_t i = 0; i < layers_.size(); ++i) {
+    check(rows_[i].defined(), "RouterTutor: layer ", i, " has seen no rows, expected the model to have run");
+    const Variable prediction = layers_[i]->router().forward(Variable(rows_[i]));
+    const Variable loss = router_loss(loss_, prediction, target_of(i, rows_[i]));
+    total = total.defined() ? total + loss : loss;
+  }
+  return total;
+}
+
+std::vector<RouterQuality> RouterTutor::quality(std::int64_t rows, std::int64_t k) const {
+  const NoGradGuard no_grad;
+  std::vector<RouterQuality> qualities;
+  for (std::size_t i = 0; i < layers_.size(); ++i) {
+    check(rows_[i].defined(), "RouterTutor: layer ", i, " has seen no rows, expected the model to have run");
+    const Tensor some = rows_[i].slice(0, 0, std::min(rows, rows_[i].size(0)));
+    const Tensor prediction = layers_[i]->router().forward(Variable(some)).data();
+    qualities.push_back(router_quality(prediction, target_of(i, some), k));
+  }
+  return qualities;
+}
+
+}  // namespace switchyard::moe

@@ -1,0 +1,43 @@
+#pragma once
+
+#include <vector>
+
+#include "moe/conversion/dynamic_feed_forward.h"
+#include "moe/conversion/router_training.h"
+
+namespace switchyard::moe {
+
+/// What a router learns to predict of each expert.
+enum class RouterTarget {
+  output_norm,      ///< the L2 norm of its output (D2DMoE)
+  activation_share  ///< its share of the activations (MoEfication)
+};
+
+/// Trains the routers of converted layers on what passes through the layers: for as long as it lives it keeps the rows
+/// that each layer read last. The layers' own weights are the teachers and get no gradient.
+class RouterTutor {
+ public:
+  /// Throws Error when there are no layers. They must live longer.
+  RouterTutor(std::vector<DynamicFeedForward*> layers, RouterTarget target, RouterLoss loss);
+  ~RouterTutor();
+  RouterTutor(const RouterTutor&) = delete;
+  RouterTutor& operator=(const RouterTutor&) = delete;
+
+  /// Parameters of all routers, "<layer>.layers.<i>.weight" with the layers numbered from 0.
+  std::vector<nn::NamedParameter> parameters() const;
+  /// Sum of the routers' losses on the rows seen last: each router learns as if it were alone. Throws Error before the
+  /// model has run.
+  Variable loss() const;
+  /// How each router does on the first `rows` of them, judged by the best `k` experts (see router_quality).
+  std::vector<RouterQuality> quality(std::int64_t rows, std::int64_t k) const;
+
+ private:
+  Tensor target_of(std::size_t layer, const Tensor& rows) const;
+
+  std::vector<DynamicFeedForward*> layers_;
+  RouterTarget target_;
+  RouterLoss loss_;
+  std::vector<Tensor> rows_;  // [N, D] of each layer
+};
+
+}  // namespace switchyard::moe
