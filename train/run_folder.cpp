@@ -97,6 +97,11 @@ RunFolder RunFolder::open(const fs::path& path) {
   return run;
 }
 
+boost::json::object RunFolder::read_config_object(const fs::path& run) {
+  check_is_run(run);
+  return load_config_object(config_path(run), {});
+}
+
 Config RunFolder::read_config(const fs::path& run, const std::vector<std::string>& overrides) {
   check_is_run(run);
   return load_config(config_path(run), overrides);

@@ -36,7 +36,9 @@ class RunFolder {
   /// The run's texts as tokens.
   static std::filesystem::path text_path(const std::filesystem::path& run) { return run / "text"; }
   static std::filesystem::path config_path(const std::filesystem::path& run) { return run / "config.json"; }
-  /// Of a language model's run. Throws Error when `run` is no run's folder.
+  /// The config of a run of any kind. Throws Error when `run` is no run's folder.
+  static boost::json::object read_config_object(const std::filesystem::path& run);
+  /// Of a language model's run.
   static Config read_config(const std::filesystem::path& run, const std::vector<std::string>& overrides = {});
 
   /// The config the run was started with, and the overrides of this start.

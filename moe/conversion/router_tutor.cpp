@@ -45,14 +45,15 @@ Variable RouterTutor::loss() const {
   return total;
 }
 
-std::vector<RouterQuality> RouterTutor::quality(std::int64_t rows, std::int64_t k) const {
+std::vector<RouterQuality> RouterTutor::quality(std::int64_t rows, double share) const {
   const NoGradGuard no_grad;
   std::vector<RouterQuality> qualities;
   for (std::size_t i = 0; i < layers_.size(); ++i) {
     check(rows_[i].defined(), "RouterTutor: layer ", i, " has seen no rows, expected the model to have run");
     const Tensor some = rows_[i].slice(0, 0, std::min(rows, rows_[i].size(0)));
     const Tensor prediction = layers_[i]->router().forward(Variable(some)).data();
-    qualities.push_back(router_quality(prediction, target_of(i, some), k));
+    const auto k = static_cast<std::int64_t>(share * static_cast<double>(prediction.size(1)));
+    qualities.push_back(router_quality(prediction, target_of(i, some), std::max<std::int64_t>(k, 1)));
   }
   return qualities;
 }

@@ -28,8 +28,9 @@ class RouterTutor {
   /// Sum of the routers' losses on the rows seen last: each router learns as if it were alone. Throws Error before the
   /// model has run.
   Variable loss() const;
-  /// How each router does on the first `rows` of them, judged by the best `k` experts (see router_quality).
-  std::vector<RouterQuality> quality(std::int64_t rows, std::int64_t k) const;
+  /// How each router does on the first `rows` of them. Recall is of the best experts, `share` of a layer's but at least
+  /// one (see router_quality).
+  std::vector<RouterQuality> quality(std::int64_t rows, double share) const;
 
  private:
   Tensor target_of(std::size_t layer, const Tensor& rows) const;

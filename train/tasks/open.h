@@ -16,7 +16,8 @@ struct TaskOptions {
   std::uint64_t seed = 1;  ///< of the order of the training data
 };
 
-/// The model of a run as its newest good checkpoint holds it, with the data that it was trained on. Checkpoints that
+/// The model of a run as its newest good checkpoint holds it, with the data that it was trained on; or that of a
+/// conversion (see conversion.h), with the data of the run it came from. In evaluation mode. Checkpoints that
 /// had to be passed over are told to `report`. Throws Error when `run` is no run's folder or holds no checkpoint.
 std::unique_ptr<Task> open_task(const std::filesystem::path& run, const TaskOptions& options,
                                 const std::function<void(const std::string&)>& report);

@@ -1,0 +1,104 @@
+#include "train/conversion/config.h"
+
+#include "core/error.h"
+
+namespace switchyard::train {
+namespace {
+
+namespace json = boost::json;
+
+constexpr std::int64_t kManySteps = 1'000'000'000;
+
+void describe_training(Schema& schema, ConversionTrainingConfig& training) {
+  schema.section("training", "what all phases share");
+  schema.integer("batch", training.batch, 0, 1 << 20,
+                 "windows or examples per step; 0: as many as the model's run had");
+  schema.integer("seed", training.seed, 0, INT64_MAX, "of the data's order, dropout, clusters and new weights");
+  schema.number("clip", training.clip, 0, 1e9, "longest gradient (L2 norm over all parameters); 0: any");
+  schema.integer("log_every", training.log_every, 1, kManySteps, "steps between progress and metrics lines");
+}
+
+void describe_sparsify(Schema& schema, SparsifyConfig& sparsify) {
+  schema.section("sparsify", "fine-tuning with a penalty on neurons that are active");
+  schema.integer("steps", sparsify.steps, 1, kManySteps, "optimiser steps");
+  schema.choice("measure", sparsify.measure, {moe::SparsityMeasure::square_hoyer, moe::SparsityMeasure::l1},
+                "what is penalised, per token: (sum |a|)^2 / sum a^2, or sum |a|");
+  schema.number("weight", sparsify.weight, 0, 1e9, "of the penalty, a mean over the layers, beside the loss");
+  schema.choice("schedule", sparsify.schedule, "the weight from the first step on, or rising to it over all steps");
+  schema.number("displacement", sparsify.displacement, -1e9, 1e9,
+                "activations other than relu: penalised is how far their arguments lie above this");
+  schema.boolean("swap_to_relu", sparsify.swap_to_relu, "make relu the activation before the first step");
+  describe_optimizer(schema, "sparsify.optimizer", sparsify.optimizer);
+}
+
+void describe_experts(Schema& schema, ExpertsConfig& experts) {
+  schema.section("experts", "each feed-forward split into experts by clustering its neurons");
+  schema.integer("expert_width", experts.expert_width, 1, 1 << 20,
+                 "neurons per expert, a divisor of the feed-forward's width");
+  schema.integer("restarts", experts.restarts, 1, 1000, "starts of k-means, of which the best result is kept");
+}
+
+void describe_routers(Schema& schema, RoutersConfig& routers) {
+  schema.section("routers", "a small network per layer that tells which experts matter; the model stays as it is");
+  schema.integer("steps", routers.steps, 1, kManySteps, "optimiser steps");
+  schema.choice("kind", routers.kind,
+                "norm: regression on the norm of each expert's output (D2DMoE); moefication: cross-entropy with each "
+                "expert's share of the activations, for topk gates only");
+  schema.integer("hidden", routers.hidden, 1, 1 << 16, "neurons of the router");
+  schema.choice("loss", routers.loss, "of kind norm");
+  describe_optimizer(schema, "routers.optimizer", routers.optimizer);
+}
+
+void validate_phases(const ConversionConfig& config) {
+  check(!config.phases.empty(), "config: phases: is empty, expected at least one phase");
+  for (std::size_t i = 1; i < config.phases.size(); ++i)
+    check(config.phases[i - 1] < config.phases[i],
+          "config: phases: expected some of sparsify, experts, routers in this order, each once");
+}
+
+void validate(const ConversionConfig& config) {
+  validate_phases(config);
+  validate_optimizer("sparsify.optimizer", config.sparsify.optimizer, "sparsify.steps", config.sparsify.steps);
+  validate_optimizer("routers.optimizer", config.routers.optimizer, "routers.steps", config.routers.steps);
+}
+
+}  // namespace
+
+bool ConversionConfig::has(PhaseKind phase) const {
+  return std::find(phases.begin(), phases.end(), phase) != phases.end();
+}
+
+Schema describe(ConversionConfig& config) {
+  Schema schema;
+  schema.text("model", config.model, "folder of the run, or of another conversion, to convert (convert --model)");
+  schema.choice_list("phases", config.phases, "what is done, in this order; leave out what is not wanted");
+  describe_training(schema, config.training);
+  describe_sparsify(schema, config.sparsify);
+  describe_experts(schema, config.experts);
+  describe_routers(schema, config.routers);
+  return schema;
+}
+
+ConversionConfig conversion_config_from_json(const json::object& values) {
+  ConversionConfig config;
+  describe(config).read(values);
+  validate(config);
+  return config;
+}
+
+ConversionConfig load_conversion_config(const std::filesystem::path& path, const std::vector<std::string>& overrides) {
+  return conversion_config_from_json(load_config_object(path, overrides));
+}
+
+json::object to_json(const ConversionConfig& config) {
+  ConversionConfig copy = config;
+  return describe(copy).write();
+}
+
+std::string conversion_config_help() {
+  ConversionConfig defaults;
+  return "Keys of a conversion's configuration file, by section. --set section.key=value overrides one.\n" +
+         describe(defaults).help();
+}
+
+}  // namespace switchyard::train

@@ -1,0 +1,151 @@
+#include "train/conversion/conversion.h"
+
+#include <algorithm>
+
+#include "core/io/atomic_file.h"
+#include "core/rng.h"
+#include "train/checkpoint.h"
+#include "train/json_text.h"
+#include "train/training_state.h"
+
+namespace switchyard::train {
+namespace {
+
+namespace fs = std::filesystem;
+namespace json = boost::json;
+using Say = std::function<void(const std::string&)>;
+
+fs::path phase_path(const fs::path& folder, PhaseKind phase) { return folder / name_of(phase); }
+
+ConversionConfig read_config(const fs::path& folder) {
+  const json::object values = RunFolder::read_config_object(folder);
+  check(is_conversion_config(values), "conversion: ", folder.string(),
+        ": holds something else, expected the folder of a conversion");
+  return conversion_config_from_json(values);
+}
+
+/// Throws Error unless a conversion configured as `saved` can go on as `present`: phases may be added or left out at
+/// the end, all else must be the same.
+void check_continues(const fs::path& folder, const ConversionConfig& saved, const ConversionConfig& present) {
+  const std::size_t common = std::min(saved.phases.size(), present.phases.size());
+  const bool prefix = std::equal(saved.phases.begin(), saved.phases.begin() + common, present.phases.begin());
+  const json::object before = to_json(saved), now = to_json(present);
+  for (const auto& item : before)
+    if (item.key() != "phases" || !prefix)
+      check_same_config(folder, std::string(item.key()), item.value(), now.at(item.key()));
+}
+
+/// Throws Error where a phase does not fit the model: before any work, not after hours of it.
+void check_phases_fit(const ConversionConfig& config, const Say& report) {
+  const auto scratch = open_task(config.model, {"cpu", config.training.batch}, report);
+  for (const PhaseKind phase : config.phases) phase_of(phase).reshape(*scratch, config);
+}
+
+/// Makes the folder, or checks that the one there is the same conversion, and stores the configuration in it.
+RunFolder open_folder(const fs::path& folder, const ConversionConfig& config, const Say& report) {
+  std::error_code code;
+  if (fs::exists(folder, code) && !fs::is_empty(folder, code)) {
+    check_continues(folder, read_config(folder), config);
+  } else {
+    check_phases_fit(config, report);
+    fs::create_directories(folder, code);
+    check(!code, "conversion: ", folder.string(), ": cannot be made: ", code.message());
+  }
+  write_file(RunFolder::config_path(folder), pretty_json(to_json(config)));
+  return RunFolder::open(folder);
+}
+
+/// What a finished phase left; none where it is not finished.
+std::optional<OpenCheckpoint> finished_phase(const fs::path& folder, PhaseKind phase, const Say& report) {
+  return latest_good(phase_path(folder, phase), report);
+}
+
+/// Brings `task` to where the finished phases of a conversion have brought it, and returns the last one's checkpoint
+/// and how many there are.
+std::pair<std::optional<OpenCheckpoint>, std::size_t> continue_from(const fs::path& folder,
+                                                                    const ConversionConfig& config, Task& task,
+                                                                    const Say& report) {
+  std::optional<OpenCheckpoint> last;
+  std::size_t finished = 0;
+  for (const PhaseKind phase : config.phases) {
+    auto checkpoint = finished_phase(folder, phase, report);
+    if (!checkpoint) break;
+    phase_of(phase).reshape(task, config);
+    last = std::move(checkpoint);
+    ++finished;
+  }
+  if (last) {
+    load_tensors(last->model, state_tensors(task.model()));
+    task.restore(last->state.at("data").as_object());
+  }
+  return {std::move(last), finished};
+}
+
+}  // namespace
+
+bool is_conversion_config(const json::object& config) { return config.contains("phases"); }
+
+Conversion::Conversion(const fs::path& folder, const ConversionConfig& config, const std::string& device, Say say)
+    : folder_(folder),
+      config_(config),
+      say_(std::move(say)),
+      lock_(open_folder(folder, config, say_)),
+      task_(open_task(config.model, {device, config.training.batch, static_cast<std::uint64_t>(config.training.seed)},
+                      say_)) {
+  task_->model().eval();
+  auto [last, finished] = continue_from(folder_, config_, *task_, say_);
+  finished_ = finished;
+  if (last) steps_ = last->step;
+  metrics_.emplace(lock_.metrics_path(), steps_);
+}
+
+bool Conversion::run(const std::function<bool()>& stop) {
+  for (; finished_ < config_.phases.size(); ++finished_) {
+    const PhaseKind phase = config_.phases[finished_];
+    // As after a restart, so that it makes no difference: random numbers from the beginning, a memory that is empty.
+    seed_all(static_cast<std::uint64_t>(config_.training.seed));
+    task_->restore(task_->state());
+    std::int64_t steps = 0;
+    const auto record = [&](std::int64_t step, const json::object& values) {
+      json::object line = {{"phase", name_of(phase)}};
+      line.insert(values.begin(), values.end());
+      metrics_->write(steps_ + step, line);
+      steps = step;
+    };
+    PhaseContext context{*task_, config_, say_, record, stop};
+    std::optional<json::object> results = phase_of(phase).run(context);
+    if (!results) return false;
+    record(steps, {{"results", *results}});
+    say_(phase_of(phase).summary(*results));
+    steps_ += steps;
+    save_checkpoint(phase_path(folder_, phase),
+                    {steps_, state_tensors(task_->model()), {}, {{"data", task_->state()}, {"results", *results}}}, 1);
+  }
+  return true;
+}
+
+std::optional<json::object> Conversion::results(PhaseKind phase) const {
+  const auto checkpoint = finished_phase(folder_, phase, [](const std::string&) {});
+  if (!checkpoint) return std::nullopt;
+  return checkpoint->state.at("results").as_object();
+}
+
+std::string Conversion::summary() const {
+  std::string text;
+  for (const PhaseKind phase : config_.phases)
+    if (const auto found = results(phase)) text += phase_of(phase).summary(*found);
+  return text;
+}
+
+std::unique_ptr<Task> load_converted(const fs::path& folder, const TaskOptions& options, const Say& report) {
+  const ConversionConfig config = read_config(folder);
+  TaskOptions original = options;
+  if (original.batch == 0) original.batch = config.training.batch;
+  auto task = open_task(config.model, original, report);
+  task->model().eval();
+  const bool any = continue_from(folder, config, *task, report).first.has_value();
+  check(any, "conversion: ", folder.string(), ": no phase of it is finished");
+  return task;
+}
+
+}  // namespace switchyard::train

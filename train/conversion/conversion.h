@@ -1,0 +1,59 @@
+#pragma once
+
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "train/conversion/config.h"
+#include "train/conversion/phase.h"
+#include "train/metrics.h"
+#include "train/run_folder.h"
+#include "train/tasks/open.h"
+
+/// Conversions of trained dense models into dynamic-k mixtures of experts, phase by phase, in a folder that holds
+///   config.json     every key, resolved; `model` names the run, or the other conversion, that is converted
+///   metrics.jsonl   progress of the phases; steps count on from phase to phase
+///   <phase>/        a checkpoint (see checkpoint.h) of the model as that phase left it, and the phase's results
+namespace switchyard::train {
+
+/// A conversion in progress.
+class Conversion {
+ public:
+  /// Makes `folder` where it is missing, or opens it to go on after its last finished phase. Lines for people go to
+  /// `say`. Throws Error when `folder` holds something else, or a conversion of another model or configuration.
+  Conversion(const std::filesystem::path& folder, const ConversionConfig& config, const std::string& device,
+             std::function<void(const std::string&)> say);
+
+  /// Runs the phases that are not finished. `stop` is asked between steps: a phase that is stopped starts over next
+  /// time. The result is the same, on the CPU to the bit, however often that happens. Returns whether all are finished.
+  bool run(const std::function<bool()>& stop);
+
+  /// The model as the last finished phase left it.
+  Task& task() { return *task_; }
+  /// What a finished phase found; none for others.
+  std::optional<boost::json::object> results(PhaseKind phase) const;
+  /// A table of what the finished phases found, for people.
+  std::string summary() const;
+
+ private:
+  std::filesystem::path folder_;
+  ConversionConfig config_;
+  std::function<void(const std::string&)> say_;
+  RunFolder lock_;
+  std::unique_ptr<Task> task_;
+  std::optional<MetricsLog> metrics_;  // opened once it is known how many steps are done
+  std::int64_t steps_ = 0;             // of the finished phases
+  std::size_t finished_ = 0;           // phases
+};
+
+/// Whether `config`, of a folder of any kind, is a conversion's.
+bool is_conversion_config(const boost::json::object& config);
+
+/// The model of a conversion as its last finished phase left it, with the data of the run it came from. Its gates are
+/// `all` (see moe::set_gates). Throws Error when no phase is finished.
+std::unique_ptr<Task> load_converted(const std::filesystem::path& folder, const TaskOptions& options,
+                                     const std::function<void(const std::string&)>& report);
+
+}  // namespace switchyard::train

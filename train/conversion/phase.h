@@ -1,0 +1,57 @@
+#pragma once
+
+#include <boost/json/object.hpp>
+#include <functional>
+#include <optional>
+#include <string>
+
+#include "train/conversion/config.h"
+#include "train/fit.h"
+#include "train/task.h"
+
+namespace switchyard::train {
+
+/// What a phase of a conversion works with.
+struct PhaseContext {
+  Task& task;  ///< whose model is as the phase before left it
+  const ConversionConfig& config;
+  std::function<void(const std::string& line)> say;
+  /// Adds a line of metrics for a step of this phase.
+  std::function<void(std::int64_t step, const boost::json::object& values)> record;
+  std::function<bool()> stop;  ///< asked between steps
+};
+
+/// One phase of a conversion, as functions of the model that it turns into another.
+struct Phase {
+  PhaseKind kind;
+  /// Gives the model the layers that it has after the phase, with weights that do not matter: a saved model is read
+  /// into them. Throws Error where the model has no place for them.
+  void (*reshape)(Task& task, const ConversionConfig& config);
+  /// The phase itself. Returns its results for people and plots, or none when it was told to stop.
+  std::optional<boost::json::object> (*run)(PhaseContext& context);
+  /// The results in lines for people.
+  std::string (*summary)(const boost::json::object& results);
+};
+
+std::string_view name_of(PhaseKind kind);
+const Phase& phase_of(PhaseKind kind);
+
+extern const Phase kSparsifyPhase, kExpertsPhase, kRoutersPhase;
+
+// What phases have in common.
+
+/// All blocks of the task's model.
+std::vector<nn::TransformerBlock*> blocks_of(Task& task);
+
+/// fit() of a phase: every report becomes a line of progress and one of metrics. Returns whether all steps were made.
+bool fit_phase(PhaseContext& context, PhaseKind kind, const FitLoss& loss,
+               const std::vector<nn::NamedParameter>& parameters, std::int64_t steps, const OptimizerConfig& optimizer);
+
+/// {"loss": ..., "accuracy": ...}, the latter for classifiers; and that as "loss 1.2345", "loss 0.4321 accuracy 81.5%".
+boost::json::object to_json(const Score& score);
+std::string score_text(const boost::json::object& score);
+
+/// As std::snprintf, up to 200 characters.
+[[gnu::format(printf, 1, 2)]] std::string format(const char* pattern, ...);
+
+}  // namespace switchyard::train

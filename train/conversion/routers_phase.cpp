@@ -1,0 +1,63 @@
+#include <boost/json/array.hpp>
+
+#include "moe/conversion/convert.h"
+#include "train/conversion/phase.h"
+
+namespace switchyard::train {
+namespace {
+
+namespace json = boost::json;
+
+constexpr std::int64_t kJudgedRows = 2048;  // ranks are computed on the CPU
+constexpr double kRecallShare = 0.25;       // of the experts, the best ones
+
+void reshape(Task& task, const ConversionConfig&) {
+  check(!moe::converted_layers(task.model()).empty(),
+        "routers: the model has no experts, expected phase experts before");
+}
+
+moe::RouterLoss loss_of(const RoutersConfig& config) {
+  if (config.kind == RouterKind::moefication) return moe::RouterLoss::binary_cross_entropy;
+  return config.loss == RegressionLoss::huber ? moe::RouterLoss::huber : moe::RouterLoss::mse;
+}
+
+/// How the routers order the experts of a batch that they were not trained on.
+json::object judge(Task& task, const moe::RouterTutor& tutor) {
+  task.run_training_batch();
+  json::array layers;
+  for (const moe::RouterQuality& quality : tutor.quality(kJudgedRows, kRecallShare))
+    layers.push_back({{"rank_correlation", quality.rank_correlation}, {"top_recall", quality.top_recall}});
+  return {{"recall_share", kRecallShare}, {"layers", std::move(layers)}};
+}
+
+std::optional<json::object> run(PhaseContext& context) {
+  const RoutersConfig& config = context.config.routers;
+  Task& task = context.task;
+  reshape(task, context.config);
+  const auto layers = moe::converted_layers(task.model());
+  const moe::RouterTarget target =
+      config.kind == RouterKind::moefication ? moe::RouterTarget::activation_share : moe::RouterTarget::output_norm;
+  const moe::RouterTutor tutor(layers, target, loss_of(config));
+  const auto loss = [&](std::int64_t) {
+    task.run_training_batch();
+    return tutor.loss();
+  };
+  if (!fit_phase(context, PhaseKind::routers, loss, tutor.parameters(), config.steps, config.optimizer))
+    return std::nullopt;
+  return judge(task, tutor);
+}
+
+std::string summary(const json::object& results) {
+  std::string text = "routers: rank correlation, and recall of the best quarter of the experts\n";
+  std::size_t index = 0;
+  for (const json::value& layer : results.at("layers").as_array())
+    text += format("  layer %-3zu %.3f  %.3f\n", index++, layer.at("rank_correlation").to_number<double>(),
+                   layer.at("top_recall").to_number<double>());
+  return text;
+}
+
+}  // namespace
+
+const Phase kRoutersPhase = {PhaseKind::routers, reshape, run, summary};
+
+}  // namespace switchyard::train
