@@ -19,10 +19,11 @@ using namespace switchyard::testing;
 namespace json = boost::json;
 namespace fs = std::filesystem;
 
+/// Of language models; those of conversions have a test of their own.
 std::vector<fs::path> shipped_configs() {
   std::vector<fs::path> paths;
   for (const auto& entry : fs::directory_iterator(fs::path(SWITCHYARD_SOURCE_DIR) / "configs"))
-    if (entry.path().extension() == ".json") paths.push_back(entry.path());
+    if (entry.path().extension() == ".json" && !entry.path().stem().string().starts_with("d2dmoe-")) paths.push_back(entry.path());
   std::sort(paths.begin(), paths.end());
   return paths;
 }
