@@ -1,5 +1,8 @@
 #pragma once
 
+#include <array>
+#include <string_view>
+
 #include "nn/encoder.h"
 #include "nn/linear.h"
 
@@ -7,6 +10,8 @@ namespace switchyard::nn {
 
 /// What a text is summed up by: its first token, or the mean of its tokens.
 enum class Pooling : std::uint8_t { first_token, mean };
+
+constexpr auto names_of(Pooling) { return std::array<std::string_view, 2>{"first_token", "mean"}; }
 
 struct TextClassifierOptions {
   std::int64_t vocabulary_size = 0;

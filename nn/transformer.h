@@ -1,5 +1,8 @@
 #pragma once
 
+#include <array>
+#include <string_view>
+
 #include "nn/dropout.h"
 #include "nn/embedding.h"
 #include "nn/layer.h"
@@ -29,6 +32,8 @@ struct ResidualStream {
 /// Where a block normalises: what goes into a layer, as GPT-2 and ViT do, or the sum of its input and output, as the
 /// first transformer (Vaswani et al., 2017) and BERT do.
 enum class NormPlacement : std::uint8_t { pre, post };
+
+constexpr auto names_of(NormPlacement) { return std::array<std::string_view, 2>{"pre", "post"}; }
 
 /// Pre-layernorm block: x += dropout(attention(norm(x))), then x += dropout(feed_forward(norm(x))). Post-layernorm:
 /// x = norm(x + dropout(attention(x))), then x = norm(x + dropout(feed_forward(x))). Sublayers attention_norm,

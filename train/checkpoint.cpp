@@ -287,4 +287,33 @@ void check_same_config(const fs::path& path, const std::string& name, const json
   check(difference.empty(), "checkpoint: ", path.string(), ": was made with ", difference);
 }
 
+const json::object& state_section(const OpenCheckpoint& checkpoint, const char* name) {
+  const json::value* value = checkpoint.state.if_contains(name);
+  check(value && value->is_object(), "checkpoint: ", checkpoint.path.string(), ": its state has no section '", name,
+        "'");
+  return value->get_object();
+}
+
+void check_continues(const OpenCheckpoint& checkpoint, const json::object& saved, const json::object& present) {
+  for (const char* section : {"model", "data"}) {
+    const json::value* value = saved.if_contains(section);
+    check(value, "checkpoint: ", checkpoint.path.string(), ": its configuration has no section '", section, "'");
+    check_same_config(checkpoint.path, section, *value, present.at(section));
+  }
+}
+
+json::object to_json(const GeneratorState& state) { return {{"seed", state.seed}, {"position", state.position}}; }
+
+GeneratorState saved_generator(const OpenCheckpoint& checkpoint) {
+  const json::object& generator = state_section(checkpoint, "generator");
+  const auto number_at = [&](const char* key) {
+    const json::value* value = generator.if_contains(key);
+    boost::system::error_code error;
+    const std::uint64_t number = value ? value->to_number<std::uint64_t>(error) : 0;
+    check(value && !error, "checkpoint: ", checkpoint.path.string(), ": its state has no number '", key, "'");
+    return number;
+  };
+  return {number_at("seed"), number_at("position")};
+}
+
 }  // namespace switchyard::train

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "core/io/safetensors.h"
+#include "core/rng.h"
 #include "core/tensor.h"
 
 /// Checkpoints that survive being killed at any moment. One is a folder `step-00001200` with
@@ -64,5 +65,16 @@ void load_tensors(const SafetensorsFile& file, const NamedTensors& targets);
 /// from `present`: `checkpoint: .../step-00001200: was made with model.layers 4, this run has 6`.
 void check_same_config(const std::filesystem::path& path, const std::string& name, const boost::json::value& saved,
                        const boost::json::value& present);
+
+/// The object `name` in a checkpoint's state; throws Error naming the checkpoint that has none.
+const boost::json::object& state_section(const OpenCheckpoint& checkpoint, const char* name);
+/// check_same_config for the sections `model` and `data` of `saved`, the checkpoint's configuration: what else a run is
+/// configured by may change when it goes on.
+void check_continues(const OpenCheckpoint& checkpoint, const boost::json::object& saved,
+                     const boost::json::object& present);
+
+boost::json::object to_json(const GeneratorState& state);
+/// From the section `generator` of a checkpoint's state; throws Error naming the number that is missing.
+GeneratorState saved_generator(const OpenCheckpoint& checkpoint);
 
 }  // namespace switchyard::train

@@ -7,6 +7,7 @@
 #include "core/rng.h"
 #include "nn/optim/clip.h"
 #include "train/optimization.h"
+#include "train/progress.h"
 
 namespace switchyard::train {
 namespace {
@@ -28,43 +29,61 @@ void check_finite(const FitReport& report) {
 
 }  // namespace
 
+FitSteps::FitSteps(const std::vector<nn::NamedParameter>& parameters, const FitOptions& options)
+    : parameters_(variables_of(parameters)),
+      options_(options),
+      optimizer_(build_optimizer(options.optimizer, parameters)),
+      schedule_(build_schedule(options.optimizer.schedule, options.steps)),
+      device_(parameters_.at(0).device()),
+      losses_(Tensor::zeros({1}, DType::f64, device_)) {}
+
+void FitSteps::advance(const FitLoss& loss) {
+  const auto start = Clock::now();
+  optimizer_->zero_grad();
+  const Variable value = loss(step_);
+  value.backward();
+  ops::accumulate(losses_, value.data());
+  const nn::ClipResult clipped = nn::clip_gradients(parameters_, options_.clip);
+  gradient_norm_ = clipped.norm;
+  optimizer_->set_learning_rate(options_.optimizer.learning_rate * schedule_(step_));
+  optimizer_->step(clipped.factor);
+  default_generator(device_).end_step();
+  ++step_;
+  seconds_ += seconds_since(start);
+}
+
+FitReport FitSteps::report() {
+  check(step_ > reported_, "fit: nothing to report, no step was made since step ", reported_);
+  const auto start = Clock::now();  // waiting for a device is training time
+  const auto count = static_cast<double>(step_ - reported_);
+  FitReport report{.step = step_, .steps = options_.steps};
+  report.loss = losses_.item<double>() / count;
+  report.gradient_norm = gradient_norm_.item<double>();
+  report.learning_rate = optimizer_->learning_rate();
+  report.seconds_per_step = (seconds_ + seconds_since(start)) / count;
+  check_finite(report);
+  losses_.fill(0);
+  reported_ = step_;
+  seconds_ = 0;
+  return report;
+}
+
+void FitSteps::continue_after(std::int64_t step) {
+  step_ = reported_ = step;
+  losses_.fill(0);
+  seconds_ = 0;
+}
+
 bool fit(const FitLoss& loss, const std::vector<nn::NamedParameter>& parameters, const FitOptions& options,
          const std::function<void(const FitReport&)>& report, const std::function<bool()>& stop) {
   check(options.log_every >= 1, "fit: log_every is ", options.log_every, ", expected at least 1");
-  const Variables variables = variables_of(parameters);
-  const auto optimizer = build_optimizer(options.optimizer, parameters);
-  const nn::Schedule schedule = build_schedule(options.optimizer.schedule, options.steps);
-  const Device device = variables.at(0).device();
-  const Tensor losses = Tensor::zeros({1}, DType::f64, device);
-  std::int64_t reported = 0;
-  Clock::time_point start = Clock::now();
-  for (std::int64_t step = 0; step < options.steps; ++step) {
+  FitSteps steps(parameters, options);
+  while (steps.step() < options.steps) {
     if (stop()) return false;
-    optimizer->zero_grad();
-    const Variable value = loss(step);
-    value.backward();
-    ops::accumulate(losses, value.data());
-    const nn::ClipResult clipped = nn::clip_gradients(variables, options.clip);
-    optimizer->set_learning_rate(options.optimizer.learning_rate * schedule(step));
-    optimizer->step(clipped.factor);
-    default_generator(device).end_step();
-    const std::int64_t done = step + 1;
-    if (done % options.log_every != 0 && done != options.steps) continue;
-    FitReport line;
-    line.step = done;
-    line.steps = options.steps;
-    const auto count = static_cast<double>(done - reported);
-    line.loss = losses.item<double>() / count;
-    line.gradient_norm = clipped.norm.item<double>();
-    line.learning_rate = optimizer->learning_rate();
-    line.seconds_per_step = std::chrono::duration<double>(Clock::now() - start).count() / count;
-    check_finite(line);
-    report(line);
-    losses.fill(0);
-    reported = done;
-    start = Clock::now();
+    steps.advance(loss);
+    if (steps.step() % options.log_every == 0 || steps.step() == options.steps) report(steps.report());
   }
-  optimizer->zero_grad();
+  steps.optimizer().zero_grad();
   return true;
 }
 

@@ -1,9 +1,12 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <vector>
 
 #include "nn/module.h"
+#include "nn/optim/optimizer.h"
+#include "nn/optim/schedule.h"
 #include "train/config_sections.h"
 
 namespace switchyard::train {
@@ -26,6 +29,35 @@ struct FitReport {
 
 /// The loss of step i = 0, 1, ..., a scalar that backward() is called on.
 using FitLoss = std::function<Variable(std::int64_t step)>;
+
+/// The steps of a training loop one by one, for a loop that does more between them than fit().
+class FitSteps {
+ public:
+  FitSteps(const std::vector<nn::NamedParameter>& parameters, const FitOptions& options);
+
+  /// Gradients of `loss` for the parameters, clipping, an optimiser step. Nothing waits for the device.
+  void advance(const FitLoss& loss);
+  /// Steps made.
+  std::int64_t step() const { return step_; }
+  /// What happened since the last call, which must be at least one step. Waits for the device. Throws Error when the
+  /// loss or the gradient is not finite.
+  FitReport report();
+
+  nn::Optimizer& optimizer() { return *optimizer_; }
+  /// Goes on after `step` steps, with an optimiser whose state was put back.
+  void continue_after(std::int64_t step);
+
+ private:
+  Variables parameters_;
+  FitOptions options_;
+  std::unique_ptr<nn::Optimizer> optimizer_;
+  nn::Schedule schedule_;
+  Device device_;
+  Tensor losses_;         // f64 [1]: sum since the last report
+  Tensor gradient_norm_;  // of the last step
+  std::int64_t step_ = 0, reported_ = 0;
+  double seconds_ = 0;  // since the last report
+};
 
 /// A plain training loop: gradients of `loss` for `parameters`, clipping, an optimiser step, `options.steps` times. It
 /// tells `report` after every `log_every` steps and the last; only then does it wait for the device. `stop` is asked

@@ -25,6 +25,10 @@ std::size_t terminal_columns(std::FILE* out) {
 
 }  // namespace
 
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
 std::string format_duration(double seconds) {
   if (!std::isfinite(seconds) || seconds < 0.0 || seconds > 1e12) return "?";
   const auto total = static_cast<long long>(std::llround(seconds));
@@ -61,7 +65,8 @@ std::string format_progress(const ProgressReport& report) {
   const std::string steps = std::to_string(report.steps);
   std::string line =
       formatted("step %*lld/%s", static_cast<int>(steps.size()), static_cast<long long>(report.step), steps.c_str());
-  line += formatted("  loss %.4f  %.3f bits/byte", report.loss, report.bits_per_byte);
+  line += formatted("  loss %.4f", report.loss);
+  if (report.bits_per_byte) line += formatted("  %.3f bits/byte", *report.bits_per_byte);
   line += "  " + format_rate(report.tokens_per_second) + " tok/s  ETA " + format_duration(report.seconds_left);
   if (report.expert_entropy) line += formatted("  expert entropy %.2f", *report.expert_entropy);
   return line + "  memory " + format_bytes(report.peak_bytes);

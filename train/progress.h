@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -12,8 +13,8 @@ namespace switchyard::train {
 struct ProgressReport {
   std::int64_t step = 0;
   std::int64_t steps = 0;
-  double loss = 0.0;  ///< nats per token
-  double bits_per_byte = 0.0;
+  double loss = 0.0;                    ///< nats per token, or per example of a classifier
+  std::optional<double> bits_per_byte;  ///< of language models
   double tokens_per_second = 0.0;
   double seconds_left = 0.0;
   std::optional<double> expert_entropy;  ///< of expert usage, as a share of the largest possible; none without experts
@@ -23,6 +24,7 @@ struct ProgressReport {
 /// `step  1200/100000  loss 1.8312  2.642 bits/byte  97.1k tok/s  ETA 3h12m  expert entropy 0.97  memory 5.8 GiB`.
 std::string format_progress(const ProgressReport& report);
 
+double seconds_since(std::chrono::steady_clock::time_point start);
 /// "41s", "3m07s", "2h05m", "4d11h"; "?" when not finite.
 std::string format_duration(double seconds);
 /// "512 B", "3.4 MiB", ...

@@ -11,10 +11,6 @@
 namespace switchyard::train {
 namespace {
 
-double seconds_since(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
 bool due(std::int64_t step, std::int64_t every) { return every > 0 && step % every == 0; }
 
 }  // namespace
@@ -118,7 +114,7 @@ void Trainer::log() {
   report.seconds_left = seconds_per_step * static_cast<double>(report.steps - report.step);
   report.peak_bytes = memory_statistics(state_.device()).peak_bytes;
   boost::json::object line = {{"loss", loss},
-                              {"bits_per_byte", report.bits_per_byte},
+                              {"bits_per_byte", *report.bits_per_byte},
                               {"learning_rate", state_.learning_rate()},
                               {"gradient_norm", recent_.back().gradient_norm},
                               {"tokens_per_second", report.tokens_per_second},

@@ -14,24 +14,6 @@
 namespace switchyard::train {
 namespace {
 
-namespace json = boost::json;
-
-json::object to_json(const GeneratorState& state) { return {{"seed", state.seed}, {"position", state.position}}; }
-
-std::uint64_t number_at(const json::object& object, const char* key, const std::filesystem::path& path) {
-  const json::value* value = object.if_contains(key);
-  boost::system::error_code error;
-  const std::uint64_t number = value ? value->to_number<std::uint64_t>(error) : 0;
-  check(value && !error, "checkpoint: ", path.string(), ": its state has no number '", key, "'");
-  return number;
-}
-
-const json::object& object_at(const json::object& object, const char* key, const std::filesystem::path& path) {
-  const json::value* value = object.if_contains(key);
-  check(value && value->is_object(), "checkpoint: ", path.string(), ": its state has no section '", key, "'");
-  return value->get_object();
-}
-
 /// Targets that count in the loss.
 std::int64_t count_targets(const Tensor& targets) {
   std::int64_t count = 0;
@@ -223,18 +205,14 @@ Checkpoint TrainingState::snapshot() const {
   for (auto& memory : memory_tensors()) checkpoint.optimizer.push_back(std::move(memory));
   checkpoint.state = {{"config", train::to_json(config_)},
                       {"loader", data::to_json(loader_.state())},
-                      {"generator", to_json(default_generator(device_).state())}};
+                      {"generator", train::to_json(default_generator(device_).state())}};
   return checkpoint;
 }
 
 void TrainingState::restore(const OpenCheckpoint& checkpoint) {
-  const json::object& state = checkpoint.state;
   // Read as a configuration: keys that are younger than the checkpoint have their defaults.
-  const json::object saved = train::to_json(config_from_json(object_at(state, "config", checkpoint.path)));
-  const json::object present = train::to_json(config_);
-  for (const char* section : {"model", "data"})
-    check_same_config(checkpoint.path, section, object_at(saved, section, checkpoint.path), present.at(section));
-
+  const auto saved = train::to_json(config_from_json(state_section(checkpoint, "config")));
+  check_continues(checkpoint, saved, train::to_json(config_));
   clear_memories();
   for (std::size_t part = 0; part < memories_.size(); ++part) {
     std::vector<Tensor>& inputs = memories_[part].inputs;
@@ -248,12 +226,8 @@ void TrainingState::restore(const OpenCheckpoint& checkpoint) {
   for (auto& memory : memory_tensors()) optimizer.push_back(std::move(memory));
   load_tensors(checkpoint.optimizer, optimizer);
 
-  const json::value* loader = state.if_contains("loader");
-  check(loader, "checkpoint: ", checkpoint.path.string(), ": its state has no section 'loader'");
-  loader_.restore(data::loader_state_from_json(*loader));
-  const json::object& generator = object_at(state, "generator", checkpoint.path);
-  default_generator(device_).set_state(
-      {number_at(generator, "seed", checkpoint.path), number_at(generator, "position", checkpoint.path)});
+  loader_.restore(data::loader_state_from_json(state_section(checkpoint, "loader")));
+  default_generator(device_).set_state(saved_generator(checkpoint));
   step_ = checkpoint.step;
   pending_ = 0;
 }

@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "tests/train/program.h"
+#include "tests/train/tiny_classifier.h"
 #include "tests/train/tiny_run.h"
 #include "train/json_text.h"
 
@@ -77,6 +78,29 @@ TEST_F(Programs, ARefusedChangeLeavesTheRunAsItWas) {
                                ": was made with model.layers 2, this run has 3\n");
   Program again("train_lm", {"--resume", run, "--set", "training.steps=14"});
   EXPECT_EQ(again.wait(), 0) << again.err();
+  EXPECT_TRUE(fs::exists(checkpoint_of(run, 14)));
+}
+
+TEST_F(Programs, AClassifierTrainsAndGoesOn) {
+  const ClassifierConfig config = tiny_image_classifier(folder_.path());
+  const fs::path file = folder_ / "tiny.json";
+  write_bytes(file, pretty_json(to_json(config)));
+  Program train("train_classifier", {"--config", file.string()});
+  ASSERT_EQ(train.wait(), 0) << train.err();
+  const std::string out = train.out(), run = run_in(config.output.folder).string();
+  for (const std::string& part :
+       {std::string("images: 40 to train on, 20 to validate on, 4 classes"), std::string("step 12/12"),
+        std::string("tok/s"), std::string("validation: accuracy "), "run folder: " + run})
+    EXPECT_NE(out.find(part), std::string::npos) << part << " is not in:\n" << out;
+  EXPECT_EQ(out.find("bits/byte"), std::string::npos) << out;
+
+  Program refused("train_classifier", {"--resume", run, "--set", "data.most_shift=0"});
+  EXPECT_EQ(refused.wait(), 1);
+  EXPECT_EQ(refused.err(), "train_classifier: checkpoint: " + checkpoint_of(run, 12).string() +
+                               ": was made with data.most_shift 1, this run has 0\n");
+  Program more("train_classifier", {"--resume", run, "--set", "training.steps=14"});
+  ASSERT_EQ(more.wait(), 0) << more.err();
+  EXPECT_NE(more.out().find("continuing after step 12"), std::string::npos) << more.out();
   EXPECT_TRUE(fs::exists(checkpoint_of(run, 14)));
 }
 

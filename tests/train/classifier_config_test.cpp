@@ -1,0 +1,90 @@
+#include "train/classifier_config.h"
+
+#include <gtest/gtest.h>
+
+#include "core/rng.h"
+#include "tests/train/tiny_classifier.h"
+
+namespace switchyard::train {
+namespace {
+
+using namespace switchyard::testing;
+namespace fs = std::filesystem;
+
+TEST(ClassifierConfig, WritingAndReadingGivesTheSame) {
+  const TemporaryFolder folder;
+  for (ClassifierConfig config : {tiny_text_classifier(folder.path()), tiny_image_classifier(folder.path())}) {
+    config.model.pooling = nn::Pooling::first_token;
+    config.model.feedforward.activation = ops::Activation::gelu;
+    EXPECT_EQ(to_json(classifier_config_from_json(to_json(config))), to_json(config));
+    EXPECT_TRUE(is_classifier_config(to_json(config)));
+  }
+  EXPECT_FALSE(is_classifier_config({{"model", {{"kind", "decoder"}}}}));
+  EXPECT_FALSE(is_classifier_config({{"model", 3}}));
+  EXPECT_FALSE(is_classifier_config({}));
+}
+
+TEST(ClassifierConfig, TheConfigurationsOfTheRepositoryAreValid) {
+  const fs::path configs = fs::path(SWITCHYARD_SOURCE_DIR) / "configs";
+  const ClassifierConfig texts = load_classifier_config(configs / "movie-reviews.json");
+  EXPECT_EQ(texts.model.kind, ClassifierKind::text_classifier);
+  EXPECT_EQ(texts.output.name, "movie-reviews");
+  const ClassifierConfig images =
+      load_classifier_config(configs / "mnist10k-vit.json", {"training.device=cpu", "training.dtype=f32"});
+  EXPECT_EQ(images.model.kind, ClassifierKind::image_classifier);
+  Generator weights(1);
+  EXPECT_EQ(build_image_classifier(images.model, 28, 10, weights)->patches(), 49);
+}
+
+TEST(ClassifierConfig, HelpNamesEveryKey) {
+  ClassifierConfig config;
+  const std::string help = classifier_config_help();
+  const Schema schema = describe(config);
+  for (const SchemaField& field : schema.fields())
+    EXPECT_NE(help.find(std::string(field.path.substr(field.path.rfind('.') + 1)) + " ("), std::string::npos);
+}
+
+TEST(ClassifierConfig, ErrorsNameTheKey) {
+  const TemporaryFolder folder;
+  const ClassifierConfig texts = tiny_text_classifier(folder.path()), images = tiny_image_classifier(folder.path());
+  const auto message = [](const ClassifierConfig& good, auto&& change) {
+    ClassifierConfig config = good;
+    change(config);
+    return error_of([&] { validate(config); });
+  };
+  EXPECT_EQ(message(texts, [](ClassifierConfig& c) { c.model.attention.heads = 3; }),
+            "config: model.attention.heads: 3 does not divide model.width 16, expected a divisor of it");
+  EXPECT_EQ(message(texts, [](ClassifierConfig& c) { c.model.feedforward.width_multiplier = 0.01; }),
+            "config: model.feedforward.width_multiplier: 0.01 leaves no neurons, expected more, or a width");
+  EXPECT_EQ(message(texts, [](ClassifierConfig& c) { c.data.files.clear(); }),
+            "config: data.files: is empty, expected files of label<TAB>text lines");
+  EXPECT_EQ(message(texts, [](ClassifierConfig& c) { c.data.validation_files.clear(); }),
+            "config: data.validation_files: is empty, expected files of label<TAB>text lines");
+  EXPECT_EQ(message(images, [](ClassifierConfig& c) { c.data.validation_labels.clear(); }),
+            "config: data.validation_labels: is empty, expected an IDX file");
+  EXPECT_EQ(message(images, [](ClassifierConfig& c) { c.model.norm_placement = nn::NormPlacement::post; }),
+            "config: model.norm_placement: \"post\" is not possible with kind \"image_classifier\", expected \"pre\"");
+  EXPECT_EQ(message(images, [](ClassifierConfig& c) { c.training.device = "gpu"; }),
+            "config: training.device: \"gpu\" is unknown, expected \"cpu\", \"cuda\" or \"cuda:<index>\"");
+}
+
+TEST(ClassifierConfig, BuildsWhatItNames) {
+  ClassifierModelConfig config;
+  config.width = 8;
+  config.layers = 1;
+  config.context = 6;
+  config.attention.heads = 2;
+  config.feedforward.width = 10;
+  Generator weights(1);
+  for (const nn::NormPlacement placement : {nn::NormPlacement::pre, nn::NormPlacement::post}) {
+    config.norm_placement = placement;
+    const auto model = build_text_classifier(config, 32, 3, weights);
+    const std::int64_t norms =
+        placement == nn::NormPlacement::pre ? 4 : 3;  // of embeddings, two of the block, the last
+    const std::int64_t attention = 4 * (8 * 8 + 8), feed_forward = 8 * 10 + 10 + 10 * 8 + 8;
+    EXPECT_EQ(model->parameter_count(), 32 * 8 + 6 * 8 + attention + feed_forward + norms * 16 + 3 * 8 + 3);
+  }
+}
+
+}  // namespace
+}  // namespace switchyard::train

@@ -1,0 +1,188 @@
+#include "train/classifier_config.h"
+
+#include "core/error.h"
+
+namespace switchyard::train {
+namespace {
+
+namespace json = boost::json;
+
+void describe_model(Schema& schema, ClassifierModelConfig& model) {
+  schema.section("model", "the classifier: an encoder with a linear map to the classes of the training data");
+  schema.choice("kind", model.kind, "what is classified");
+  schema.integer("width", model.width, 1, 1 << 16, "channels of the residual stream (d)");
+  schema.integer("layers", model.layers, 1, 1024, "attention + feedforward blocks");
+  schema.integer("context", model.context, 2, 1 << 20,
+                 "text_classifier: tokens of a text; of longer texts the last ones are read");
+  schema.choice("pooling", model.pooling, "text_classifier: what a text is classified by");
+  schema.integer("patch_size", model.patch_size, 1, 1 << 14, "image_classifier: height and width of a patch");
+  schema.choice("norm_placement", model.norm_placement,
+                "normalise the input of each layer, or its sum with the layer's output (text_classifier only)");
+  schema.number("norm_epsilon", model.norm_epsilon, 0, 1, "added to the variance inside norms");
+  schema.share("dropout", model.dropout,
+               "share of activations dropped after embedding, attention and feedforward, and before classification");
+  schema.number("init_std", model.init_std, 0, 1000, "initial deviation of weights");
+
+  schema.section("model.attention", "attention layers");
+  schema.integer("heads", model.attention.heads, 1, 1024, "attention heads");
+  schema.share("dropout", model.attention.dropout, "share of attention weights dropped");
+
+  schema.section("model.feedforward", "feedforward layers");
+  schema.choice("activation", model.feedforward.activation,
+                {ops::Activation::relu, ops::Activation::gelu, ops::Activation::gelu_tanh, ops::Activation::silu},
+                "the nonlinearity");
+  schema.integer("width", model.feedforward.width, 0, 1 << 20, "hidden neurons; 0: width_multiplier");
+  schema.number("width_multiplier", model.feedforward.width_multiplier, 0, 1024,
+                "hidden neurons / model.width, rounded down");
+}
+
+void describe_data(Schema& schema, ClassifierDataConfig& data) {
+  schema.section("data", "the examples; files are given unpacked");
+  schema.text_list("files", data.files, "text_classifier: files of label<TAB>text lines to train on");
+  schema.text_list("validation_files", data.validation_files, "text_classifier: such files to validate on");
+  schema.text("images", data.images, "image_classifier: IDX file of the images to train on");
+  schema.text("labels", data.labels, "image_classifier: IDX file of their labels");
+  schema.text("validation_images", data.validation_images, "image_classifier: IDX file of the images to validate on");
+  schema.text("validation_labels", data.validation_labels, "image_classifier: IDX file of their labels");
+  schema.integer("most_shift", data.most_shift, 0, 1 << 14,
+                 "image_classifier: pixels that training images are moved by at most, along both axes");
+  describe_tokenizer(schema, data.tokenizer);
+}
+
+void validate_model(const ClassifierModelConfig& model) {
+  check(model.width % model.attention.heads == 0, "config: model.attention.heads: ", model.attention.heads,
+        " does not divide model.width ", model.width, ", expected a divisor of it");
+  check(feedforward_width(model) > 0,
+        "config: model.feedforward.width_multiplier: ", model.feedforward.width_multiplier,
+        " leaves no neurons, expected more, or a width");
+  check(model.kind == ClassifierKind::text_classifier || model.norm_placement == nn::NormPlacement::pre,
+        "config: model.norm_placement: \"post\" is not possible with kind \"image_classifier\", expected \"pre\"");
+}
+
+void validate_data(const ClassifierConfig& config) {
+  const ClassifierDataConfig& data = config.data;
+  if (config.model.kind == ClassifierKind::text_classifier) {
+    check(!data.files.empty(), "config: data.files: is empty, expected files of label<TAB>text lines");
+    check(!data.validation_files.empty(),
+          "config: data.validation_files: is empty, expected files of label<TAB>text lines");
+    validate_tokenizer(data.tokenizer);
+  } else {
+    const auto check_file = [](const char* key, const std::string& file) {
+      check(!file.empty(), "config: data.", key, ": is empty, expected an IDX file");
+    };
+    check_file("images", data.images);
+    check_file("labels", data.labels);
+    check_file("validation_images", data.validation_images);
+    check_file("validation_labels", data.validation_labels);
+  }
+}
+
+nn::EncoderBlockOptions block_options(const ClassifierModelConfig& config) {
+  nn::EncoderBlockOptions options;
+  options.width = config.width;
+  options.layers = config.layers;
+  options.heads = config.attention.heads;
+  options.hidden = feedforward_width(config);
+  options.activation = config.feedforward.activation;
+  options.norm_placement = config.norm_placement;
+  options.norm_epsilon = config.norm_epsilon;
+  options.dropout = config.dropout;
+  options.attention_dropout = config.attention.dropout;
+  options.init = nn::init::truncated_normal(config.init_std);
+  return options;
+}
+
+}  // namespace
+
+Schema describe(ClassifierConfig& config) {
+  Schema schema;
+  describe_model(schema, config.model);
+  describe_data(schema, config.data);
+  describe_training(schema, config.training, "examples");
+  describe_optimizer(schema, "optimizer", config.optimizer);
+  describe_output(schema, config.output);
+  return schema;
+}
+
+ClassifierConfig classifier_config_from_json(const json::object& values) {
+  ClassifierConfig config;
+  describe(config).read(values);
+  validate(config);
+  return config;
+}
+
+ClassifierConfig load_classifier_config(const std::filesystem::path& path, const std::vector<std::string>& overrides) {
+  ClassifierConfig config = classifier_config_from_json(load_config_object(path, overrides));
+  if (config.output.name.empty()) config.output.name = default_run_name(path);
+  return config;
+}
+
+json::object to_json(const ClassifierConfig& config) {
+  ClassifierConfig copy = config;
+  return describe(copy).write();
+}
+
+std::string classifier_config_help() {
+  ClassifierConfig defaults;
+  return "Keys of a classifier's configuration file, by section. --set section.key=value overrides one.\n" +
+         describe(defaults).help();
+}
+
+void validate(const ClassifierConfig& config) {
+  validate_model(config.model);
+  validate_data(config);
+  validate_training(config.training, config.optimizer);
+  validate_output(config.output);
+}
+
+bool is_classifier_config(const json::object& config) {
+  const json::value* model = config.if_contains("model");
+  const json::value* kind = model && model->is_object() ? model->get_object().if_contains("kind") : nullptr;
+  const auto names = names_of(ClassifierKind{});
+  return kind && kind->is_string() && std::ranges::count(names, std::string_view(kind->get_string())) > 0;
+}
+
+std::int64_t feedforward_width(const ClassifierModelConfig& config) {
+  if (config.feedforward.width > 0) return config.feedforward.width;
+  return static_cast<std::int64_t>(config.feedforward.width_multiplier * static_cast<double>(config.width));
+}
+
+std::unique_ptr<nn::TextClassifier> build_text_classifier(const ClassifierModelConfig& config,
+                                                          std::int64_t vocabulary_size, std::int64_t classes,
+                                                          Generator& generator) {
+  nn::TextClassifierOptions options;
+  options.vocabulary_size = vocabulary_size;
+  options.positions = config.context;
+  options.segments = 0;
+  options.classes = classes;
+  options.width = config.width;
+  options.norm_epsilon = config.norm_epsilon;
+  options.final_norm = config.norm_placement == nn::NormPlacement::pre;
+  options.pooling = config.pooling;
+  options.pooler = false;
+  options.dropout = config.dropout;
+  options.classifier_dropout = config.dropout;
+  options.init = nn::init::truncated_normal(config.init_std);
+  auto blocks = nn::dense_encoder_blocks(block_options(config), generator);
+  return std::make_unique<nn::TextClassifier>(options, std::move(blocks), generator);
+}
+
+std::unique_ptr<nn::VisionTransformer> build_image_classifier(const ClassifierModelConfig& config,
+                                                              std::int64_t image_size, std::int64_t classes,
+                                                              Generator& generator) {
+  check(image_size % config.patch_size == 0, "config: model.patch_size: ", config.patch_size,
+        " does not divide the images' height and width ", image_size, ", expected a divisor of it");
+  nn::VisionTransformerOptions options;
+  options.image_size = image_size;
+  options.patch_size = config.patch_size;
+  options.channels = 1;
+  options.classes = classes;
+  options.width = config.width;
+  options.norm_epsilon = config.norm_epsilon;
+  options.dropout = config.dropout;
+  options.init = nn::init::truncated_normal(config.init_std);
+  auto blocks = nn::dense_encoder_blocks(block_options(config), generator);
+  return std::make_unique<nn::VisionTransformer>(options, std::move(blocks), generator);
+}
+
+}  // namespace switchyard::train

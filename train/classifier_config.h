@@ -1,0 +1,99 @@
+#pragma once
+
+#include <memory>
+
+#include "core/ops/elementwise.h"
+#include "nn/text_classifier.h"
+#include "nn/vision_transformer.h"
+#include "train/config_sections.h"
+
+/// The configuration of a classifier's training run; keys are named as in a language model's where they mean the same.
+/// describe() in classifier_config.cpp says what each means and allows.
+namespace switchyard::train {
+
+enum class ClassifierKind : std::uint8_t { text_classifier, image_classifier };
+
+constexpr auto names_of(ClassifierKind) {
+  return std::array<std::string_view, 2>{"text_classifier", "image_classifier"};
+}
+
+struct ClassifierAttentionConfig {
+  std::int64_t heads = 4;
+  double dropout = 0.0;
+};
+
+struct ClassifierFeedForwardConfig {
+  ops::Activation activation = ops::Activation::relu;
+  std::int64_t width = 0;
+  double width_multiplier = 4.0;
+};
+
+/// An encoder with a classifier on top: nn::TextClassifier without segments and pooler, or nn::VisionTransformer.
+struct ClassifierModelConfig {
+  ClassifierKind kind = ClassifierKind::text_classifier;
+  std::int64_t width = 128;
+  std::int64_t layers = 4;
+  std::int64_t context = 256;                                 ///< text_classifier: tokens of a text
+  nn::Pooling pooling = nn::Pooling::mean;                    ///< text_classifier
+  std::int64_t patch_size = 4;                                ///< image_classifier
+  nn::NormPlacement norm_placement = nn::NormPlacement::pre;  ///< image_classifier: pre
+  double norm_epsilon = 1e-5;
+  double dropout = 0.0;
+  double init_std = 0.02;
+  ClassifierAttentionConfig attention;
+  ClassifierFeedForwardConfig feedforward;
+};
+
+struct ClassifierDataConfig {
+  // text_classifier
+  std::vector<std::string> files, validation_files;
+  TokenizerConfig tokenizer;
+  // image_classifier
+  std::string images, labels, validation_images, validation_labels;
+  std::int64_t most_shift = 0;
+};
+
+struct ClassifierConfig {
+  ClassifierModelConfig model;
+  ClassifierDataConfig data;
+  TrainingConfig training;
+  OptimizerConfig optimizer;
+  OutputConfig output;
+};
+
+/// The table of every key, bound to `config` (which must outlive it).
+Schema describe(ClassifierConfig& config);
+
+/// Defaults, then `values`, then a check of the whole. Throws Error with one line naming key, value and what is
+/// allowed.
+ClassifierConfig classifier_config_from_json(const boost::json::object& values);
+
+/// As classifier_config_from_json, from a file. Where the config gives no output.name, the file's stem becomes it.
+ClassifierConfig load_classifier_config(const std::filesystem::path& path,
+                                        const std::vector<std::string>& overrides = {});
+
+/// Every key with its value. classifier_config_from_json of it gives the same config again.
+boost::json::object to_json(const ClassifierConfig& config);
+
+/// What --help-config prints.
+std::string classifier_config_help();
+
+/// Throws Error for values that do not fit together; the schema has checked each by itself.
+void validate(const ClassifierConfig& config);
+
+/// Whether `config`, of a run of any kind, is a classifier's.
+bool is_classifier_config(const boost::json::object& config);
+
+/// Hidden neurons of a feed-forward.
+std::int64_t feedforward_width(const ClassifierModelConfig& config);
+
+/// A new model with weights drawn from `generator`, for the kind that the function names.
+std::unique_ptr<nn::TextClassifier> build_text_classifier(const ClassifierModelConfig& config,
+                                                          std::int64_t vocabulary_size, std::int64_t classes,
+                                                          Generator& generator);
+/// Throws Error where the patches do not divide images of that size.
+std::unique_ptr<nn::VisionTransformer> build_image_classifier(const ClassifierModelConfig& config,
+                                                              std::int64_t image_size, std::int64_t classes,
+                                                              Generator& generator);
+
+}  // namespace switchyard::train

@@ -1,0 +1,112 @@
+#include "train/import/hub_folder.h"
+
+#include <boost/json/serialize.hpp>
+#include <set>
+
+#include "core/error.h"
+#include "train/config_sections.h"
+
+namespace switchyard::train {
+namespace {
+
+namespace fs = std::filesystem;
+namespace json = boost::json;
+
+constexpr const char* kWhole = "model.safetensors";
+constexpr const char* kIndex = "model.safetensors.index.json";
+
+/// The files that hold the weights.
+std::set<std::string> weight_files(const fs::path& folder) {
+  std::error_code code;
+  if (fs::exists(folder / kWhole, code)) return {kWhole};
+  check(fs::exists(folder / kIndex, code), "import: ", folder.string(), ": holds neither ", kWhole, " nor ", kIndex);
+  const json::object index = load_config_object(folder / kIndex, {});
+  const json::value* map = index.if_contains("weight_map");
+  check(map && map->is_object(), "import: ", (folder / kIndex).string(), ": has no object 'weight_map'");
+  std::set<std::string> files;
+  for (const auto& [tensor, file] : map->get_object()) {
+    // Only files of the folder itself: what an index says is not trusted further.
+    check(file.is_string() && fs::path(file.get_string().c_str()).filename() == file.get_string().c_str(),
+          "import: ", (folder / kIndex).string(), ": ", std::string(tensor), " is in ", abbreviate(file),
+          ", expected the name of a file beside it");
+    files.insert(file.get_string().c_str());
+  }
+  return files;
+}
+
+}  // namespace
+
+HubFolder::HubFolder(const fs::path& path) : path_(path) {
+  std::error_code code;
+  check(fs::is_directory(path, code), "import: ", path.string(),
+        ": is no folder, expected one with config.json and model.safetensors");
+  config_ = load_config_object(path / "config.json", {});
+  for (const std::string& name : weight_files(path)) {
+    const SafetensorsFile file = SafetensorsFile::open(path / name);
+    for (const std::string& tensor : file.names())
+      check(tensors_.emplace(tensor, file).second, "import: ", path.string(), ": ", name, " holds ", tensor,
+            ", which another file holds too");
+  }
+}
+
+const SafetensorsFile& HubFolder::file_of(std::string_view tensor) const {
+  const auto at = tensors_.find(tensor);
+  check(at != tensors_.end(), "import: ", path_.string(), ": has no tensor ", tensor);
+  return at->second;
+}
+
+const json::value* HubFolder::find(std::string_view key) const {
+  const json::object* place = &config_;
+  for (auto dot = key.find('.'); dot != std::string_view::npos; dot = key.find('.')) {
+    const json::value* section = place->if_contains(key.substr(0, dot));
+    if (!section || !section->is_object()) return nullptr;
+    place = &section->get_object();
+    key = key.substr(dot + 1);
+  }
+  const json::value* value = place->if_contains(key);
+  return value && !value->is_null() ? value : nullptr;
+}
+
+template <class T, class Read>
+T HubFolder::value(std::string_view key, const char* kind, const std::optional<T>& fallback, Read read) const {
+  const json::value* found = find(key);
+  check(found || fallback, "import: ", path_.string(), "/config.json: has no ", key);
+  if (!found) return *fallback;
+  boost::system::error_code error;
+  const T result = read(*found, error);
+  check(!error, "import: ", path_.string(), "/config.json: ", key, ": ", abbreviate(*found), ", expected ", kind);
+  return result;
+}
+
+std::int64_t HubFolder::integer(std::string_view key, std::optional<std::int64_t> fallback) const {
+  return value<std::int64_t>(key, "an integer", fallback, [](const json::value& found, auto& error) {
+    return found.to_number<std::int64_t>(error);
+  });
+}
+
+double HubFolder::number(std::string_view key, std::optional<double> fallback) const {
+  return value<double>(key, "a number", fallback,
+                       [](const json::value& found, auto& error) { return found.to_number<double>(error); });
+}
+
+bool HubFolder::boolean(std::string_view key, bool fallback) const {
+  return value<bool>(key, "true or false", fallback, [](const json::value& found, auto& error) {
+    if (!found.is_bool()) error = json::error::not_bool;
+    return found.is_bool() && found.get_bool();
+  });
+}
+
+std::string HubFolder::text(std::string_view key, std::optional<std::string> fallback) const {
+  return value<std::string>(key, "a string", fallback, [](const json::value& found, auto& error) {
+    if (!found.is_string()) error = json::error::not_string;
+    return found.is_string() ? std::string(found.get_string()) : std::string();
+  });
+}
+
+void HubFolder::expect(std::string_view key, const json::value& expected) const {
+  const json::value* found = find(key);
+  check(!found || *found == expected, "import: ", path_.string(), "/config.json: ", key, ": ",
+        found ? abbreviate(*found) : "", " has no counterpart here, expected ", abbreviate(expected));
+}
+
+}  // namespace switchyard::train

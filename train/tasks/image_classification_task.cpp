@@ -1,0 +1,46 @@
+#include "train/tasks/image_classification_task.h"
+
+#include "core/error.h"
+
+namespace switchyard::train {
+
+ImageClassificationTask::ImageClassificationTask(const ClassifierConfig& config,
+                                                 const std::function<void(const std::string&)>& report)
+    : ImageClassificationTask(config, open(config, report)) {}
+
+ImageClassificationTask::ImageClassificationTask(const ClassifierConfig& config, Images images)
+    : ClassificationTask(config, images.training.size(), images.training.checksum()),
+      images_(std::move(images)),
+      scale_(images_.training.scale()) {
+  Generator weights(static_cast<std::uint64_t>(config.training.seed));
+  model_ = build_image_classifier(config.model, images_.training.height(), images_.training.classes(), weights);
+  place(*model_);
+}
+
+ImageClassificationTask::Images ImageClassificationTask::open(const ClassifierConfig& config,
+                                                              const std::function<void(const std::string&)>& report) {
+  const ClassifierDataConfig& data = config.data;
+  Images images{data::LabelledImages::open(data.images, data.labels),
+                data::LabelledImages::open(data.validation_images, data.validation_labels)};
+  const data::LabelledImages &training = images.training, &validation = images.validation;
+  check(training.height() == training.width(), "classifier: ", data.images, ": images of ", training.height(), " x ",
+        training.width(), " pixels, expected squares");
+  check(validation.height() == training.height() && validation.width() == training.width(),
+        "classifier: ", data.validation_images, ": images of ", validation.height(), " x ", validation.width(),
+        " pixels, expected those of the training images, ", training.height(), " x ", training.width());
+  check(training.classes() > 1, "classifier: ", data.labels, ": all labels are 0, expected at least two classes");
+  check(validation.classes() <= training.classes(), "classifier: ", data.validation_labels, ": label ",
+        validation.classes() - 1, " is unknown, expected at most the largest training label ", training.classes() - 1);
+  report("images: " + std::to_string(training.size()) + " to train on, " + std::to_string(validation.size()) +
+         " to validate on, " + std::to_string(training.classes()) + " classes");
+  return images;
+}
+
+ClassificationTask::Batch ImageClassificationTask::batch(Part part, std::span<const data::ExampleTurn> turns) const {
+  const data::LabelledImageBatch images = part == Part::training
+                                              ? images_.training.batch(turns, scale_, config().data.most_shift)
+                                              : images_.validation.batch(turns, scale_);
+  return {images.images.to(device()), {}, images.labels.to(device())};
+}
+
+}  // namespace switchyard::train
