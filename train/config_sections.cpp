@@ -56,7 +56,8 @@ DType dtype_of(TrainingType type) { return type == TrainingType::bf16 ? DType::b
 
 void describe_tokenizer(Schema& schema, TokenizerConfig& tokenizer) {
   schema.section("data.tokenizer", "from text to tokens");
-  schema.choice("kind", tokenizer.kind, "bytes: 256 tokens, nothing to train; sentencepiece: a unigram vocabulary");
+  schema.choice("kind", tokenizer.kind,
+                "bytes: 256 tokens, nothing to train; sentencepiece: a unigram vocabulary; none: of imported models");
   schema.integer("vocabulary_size", tokenizer.vocabulary_size, 16, 1 << 24,
                  "pieces that sentencepiece trains where no model is given");
   schema.text("model", tokenizer.model, "a trained sentencepiece .model file; empty: train one on the files");
@@ -105,7 +106,8 @@ void describe_output(Schema& schema, OutputConfig& output) {
 void validate_tokenizer(const TokenizerConfig& tokenizer) {
   check(tokenizer.kind == TokenizerKind::sentencepiece || tokenizer.model.empty(),
         "config: data.tokenizer.model: ", abbreviate(json::value(tokenizer.model)),
-        " is given, expected none with tokenizer \"bytes\"");
+        " is given, expected none with tokenizer \"",
+        names_of(tokenizer.kind)[static_cast<std::size_t>(tokenizer.kind)], '"');
 }
 
 void validate_training(const TrainingConfig& training, const OptimizerConfig& optimizer) {

@@ -14,12 +14,13 @@
 /// The sections that configurations of every kind of run share, and how a configuration comes from a file.
 namespace switchyard::train {
 
-enum class TokenizerKind : std::uint8_t { bytes, sentencepiece };
+/// none: of an imported model, whose tokenizer is of a kind not known here; whatever needs text refuses it.
+enum class TokenizerKind : std::uint8_t { bytes, sentencepiece, none };
 enum class TrainingType : std::uint8_t { f32, bf16 };
 enum class OptimizerKind : std::uint8_t { adamw, sgd };
 enum class ScheduleKind : std::uint8_t { constant, linear, cosine, switchhead_warmup_then_cosine };
 
-constexpr auto names_of(TokenizerKind) { return std::array<std::string_view, 2>{"bytes", "sentencepiece"}; }
+constexpr auto names_of(TokenizerKind) { return std::array<std::string_view, 3>{"bytes", "sentencepiece", "none"}; }
 constexpr auto names_of(TrainingType) { return std::array<std::string_view, 2>{"f32", "bf16"}; }
 constexpr auto names_of(OptimizerKind) { return std::array<std::string_view, 2>{"adamw", "sgd"}; }
 constexpr auto names_of(ScheduleKind) {

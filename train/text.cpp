@@ -33,6 +33,11 @@ Corpora read_corpora(const Config& config, const std::function<void(const std::s
   return {all, validation};
 }
 
+void check_has_tokenizer(const TokenizerConfig& config, const fs::path& folder) {
+  check(config.kind != TokenizerKind::none, "text: ", folder.string(),
+        ": has no tokenizer: data.tokenizer.kind is \"none\", the model was imported without one");
+}
+
 fs::path tokenizer_path(const fs::path& folder) { return folder / "tokenizer.model"; }
 
 /// Bytes of text that all documents of `tokens` stand for.
@@ -52,7 +57,7 @@ double bytes_of(const data::TokenFile& tokens, const data::Tokenizer& tokenizer)
 
 void make_tokenizer(const TokenizerConfig& config, const data::Corpus& training, const fs::path& folder) {
   const fs::path path = tokenizer_path(folder);
-  if (config.kind == TokenizerKind::bytes || fs::exists(path)) return;
+  if (config.kind != TokenizerKind::sentencepiece || fs::exists(path)) return;
   if (config.model.empty()) {
     data::SentencePieceOptions options;
     options.vocabulary_size = static_cast<std::int32_t>(config.vocabulary_size);
@@ -64,12 +69,14 @@ void make_tokenizer(const TokenizerConfig& config, const data::Corpus& training,
 }
 
 std::shared_ptr<const data::Tokenizer> load_tokenizer(const TokenizerConfig& config, const fs::path& folder) {
+  check_has_tokenizer(config, folder);
   if (config.kind == TokenizerKind::bytes) return data::make_tokenizer("bytes");
   return data::load_sentencepiece(tokenizer_path(folder));
 }
 
 TokenizedText prepare_text(const Config& config, const fs::path& folder,
                            const std::function<void(const std::string&)>& report) {
+  check_has_tokenizer(config.data.tokenizer, folder);
   std::error_code code;
   fs::create_directories(folder, code);
   check(!code, "text: ", folder.string(), ": cannot be made: ", code.message());

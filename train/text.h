@@ -29,7 +29,7 @@ TokenizedText prepare_text(const Config& config, const std::filesystem::path& fo
 /// of the given one or one trained on `training`.
 void make_tokenizer(const TokenizerConfig& config, const data::Corpus& training, const std::filesystem::path& folder);
 
-/// The tokenizer of a run, from the folder that make_tokenizer or prepare_text filled.
+/// The tokenizer of a run, from the folder that make_tokenizer or prepare_text filled. Throws Error for kind none.
 std::shared_ptr<const data::Tokenizer> load_tokenizer(const TokenizerConfig& config,
                                                       const std::filesystem::path& folder);
 

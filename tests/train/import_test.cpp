@@ -1,13 +1,19 @@
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <stdexcept>
 
 #include "autograd/grad_mode.h"
 #include "core/ops/elementwise.h"
 #include "moe/conversion/convert.h"
+#include "moe/language_model.h"
 #include "tests/support/close.h"
 #include "tests/support/temporary_folder.h"
+#include "tests/train/tiny_run.h"
 #include "train/import/models.h"
+#include "train/import/run.h"
+#include "train/sample.h"
+#include "train/tasks/open.h"
 
 namespace switchyard::train {
 namespace {
@@ -180,6 +186,45 @@ TEST_F(ChangedImport, NamesWhatIsNoSuchModel) {
   EXPECT_ERROR(import_text_classifier(HubFolder(fixture("vit"))),
                "model_type \"vit\" is not what is asked for, "
                "expected \"bert\"");
+}
+
+using ImportedRun = ChangedImport;
+
+TEST_F(ImportedRun, OfAModelWithoutItsTokenizerKeepsTheWeights) {
+  const fs::path out = folder_ / "run";
+  EXPECT_FALSE(write_imported_run(HubFolder(fixture("gpt2")), {}, out, [](const std::string&) {}));
+  const Config config = RunFolder::read_config(out);
+  const auto model = moe::build_language_model(config.model);
+  const auto checkpoint = latest_good(RunFolder::checkpoints_path(out), [](const std::string&) {});
+  ASSERT_TRUE(checkpoint.has_value());
+  load_tensors(checkpoint->model, state_tensors(*model));
+  const NoGradGuard no_grad;
+  model->eval();
+  EXPECT_CLOSE(model->logits(expected("gpt2", "input_ids")).data(), expected("gpt2", "logits"), kTolerance);
+  EXPECT_ERROR(load_trained_model(out, "", [](const std::string&) {}),
+               "text: " + (out / "text").string() + ": has no tokenizer: data.tokenizer.kind is \"none\"");
+  EXPECT_ERROR(write_imported_run(HubFolder(fixture("gpt2")), {}, out, [](const std::string&) {}),
+               "import: " + out.string() + ": is the folder of a run already, expected a new one");
+}
+
+TEST_F(ImportedRun, WithASentencePieceTokenizerIsOneLikeAnyOther) {
+  if (!data::has_sentencepiece()) GTEST_SKIP() << "built without SentencePiece";
+  constexpr std::int64_t kPieces = 300;
+  testing::write_bytes(folder_ / "text.txt", tiny_text());
+  data::train_sentencepiece(data::Corpus::from_paths({folder_ / "text.txt"}), folder_ / "tokenizer.model",
+                            {.vocabulary_size = kPieces});
+  replace_in_config("\"vocab_size\": 61", "\"vocab_size\": 300");
+  tensor("transformer.wte.weight") = Tensor::ones({kPieces, 24});
+  save_safetensors(folder_ / "model.safetensors", tensors_);
+  const fs::path out = folder_ / "run";
+  const auto nobody = [](const std::string&) {};
+  EXPECT_TRUE(write_imported_run(HubFolder(folder_.path()), {(folder_ / "text.txt").string()}, out, nobody));
+  const TrainedModel trained = load_trained_model(out, "", nobody);
+  EXPECT_EQ(trained.tokenizer->vocabulary_size(), kPieces);
+  const auto task = open_task(out, {.device = testing::text_of(default_device()), .batch = 2}, nobody);
+  EXPECT_EQ(task->layers(), 2);
+  // All embeddings are alike, so every piece is as likely as another.
+  EXPECT_NEAR(task->evaluate().loss, std::log(static_cast<double>(kPieces)), 1e-4);
 }
 
 }  // namespace

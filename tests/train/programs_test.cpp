@@ -238,6 +238,12 @@ TEST_F(Programs, WrongCommandLinesEndInOneLine) {
       {"generate", {}, "expected --run FOLDER, such as one that train_lm made"},
       {"generate", {"--run", missing}, "run folder: " + missing + ": is no folder"},
       {"generate", {"--run", missing, "--tokens", "x"}, "the argument ('x') for option '--tokens' is invalid"},
+      {"import_model",
+       {"--out", missing},
+       "expected --from FOLDER, a model as transformers' save_pretrained() writes it"},
+      {"import_model",
+       {"--from", missing, "--out", missing},
+       "import: " + missing + ": is no folder, expected one with config.json and model.safetensors"},
       {"from_scratch", {missing}, "open: " + missing + ": No such file or directory"},
   };
   for (const Row& row : rows) {

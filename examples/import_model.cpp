@@ -1,0 +1,62 @@
+// Makes the folder of a run of a language model of Hugging Face's transformers, GPT-2 or Gemma: config.json and its
+// safetensors files, as save_pretrained() writes them or the Hub holds them.
+//
+//   build/cpu/bin/import_model --from gemma-2b --out runs/gemma-2b --data my_notes/
+//   build/cpu/bin/generate --run runs/gemma-2b --prompt "The "
+#include <boost/program_options.hpp>
+#include <iostream>
+
+#include "core/error.h"
+#include "train/import/run.h"
+#include "train/threads.h"
+
+using namespace switchyard;
+namespace po = boost::program_options;
+using Strings = std::vector<std::string>;
+
+namespace {
+
+po::options_description options() {
+  po::options_description all("import_model [options]", 110);
+  auto add = all.add_options();
+  add("from", po::value<std::string>(), "folder with config.json and model.safetensors");
+  add("out", po::value<std::string>(), "folder of the run, to be made");
+  add("data", po::value<Strings>()->multitoken()->default_value({}, ""),
+      "text files or folders that the run is to go on with; none: the text built into the program");
+  add("help", "print this");
+  return all;
+}
+
+int run_program(int argc, char** argv) {
+  po::variables_map given;
+  const auto style = po::command_line_style::unix_style & ~po::command_line_style::allow_guessing;
+  po::store(po::command_line_parser(argc, argv).options(options()).positional({}).style(style).run(), given);
+  if (given.count("help")) {
+    std::cout << options();
+    return 0;
+  }
+  check(given.count("from"), "expected --from FOLDER, a model as transformers' save_pretrained() writes it");
+  check(given.count("out"), "expected --out FOLDER for the run");
+  const std::string from = given["from"].as<std::string>(), out = given["out"].as<std::string>();
+  const bool has_tokenizer = train::write_imported_run(train::HubFolder(from), given["data"].as<Strings>(), out,
+                                                       [](const std::string& line) { std::cout << line << std::endl; });
+  std::cout << "run folder: " << out << std::endl;
+  if (!has_tokenizer)
+    std::cout
+        << "without a tokenizer: " << from
+        << " has no SentencePiece tokenizer.model, the only kind read here; programs that need text refuse the run"
+        << std::endl;
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  train::sleep_while_waiting(argv);
+  try {
+    return run_program(argc, argv);
+  } catch (const std::exception& error) {
+    std::cerr << "import_model: " << error.what() << std::endl;
+    return 1;
+  }
+}
