@@ -3,7 +3,8 @@
 //   build/cpu/bin/convert --model runs/demo-2026-03-01-142507 --out converted --config configs/d2dmoe-gpt.json
 //   build/cpu/bin/generate --run converted --tau 0.9 --prompt "The "
 //
-// Started again with the same arguments it goes on after the last phase that it finished.
+// Started again with the same arguments it goes on after the last phase that it finished. At the end it measures the
+// model at every setting of its gates: tools/plot.py sweep converted/sweep.json.
 #include <boost/json/array.hpp>
 #include <boost/program_options.hpp>
 #include <iostream>
@@ -54,14 +55,20 @@ train::ConversionConfig read_config(const po::variables_map& given) {
 
 void say(const std::string& line) { std::cout << line << std::endl; }
 
+/// Returns whether all phases are finished; Ctrl-C stops between two steps.
+bool run_phases(train::Conversion& conversion) {
+  const train::InterruptGuard interrupt;
+  return conversion.run([&] { return interrupt.requested(); });
+}
+
 int convert_and_report(const po::variables_map& given, const std::string& program) {
   const std::string out = given["out"].as<std::string>();
   train::Conversion conversion(out, read_config(given), given["device"].as<std::string>(), say);
-  const train::InterruptGuard interrupt;
-  if (!conversion.run([&] { return interrupt.requested(); })) {
+  if (!run_phases(conversion)) {
     say("stopped; started again with the same arguments, " + program + " goes on after the last finished phase");
     return 0;
   }
+  conversion.measure();
   say("\n" + conversion.summary());
   say("converted model: " + out);
   return 0;

@@ -1,10 +1,13 @@
-// Lets the model of a run continue a text.
+// Lets the model of a run, or of a conversion, continue a text.
 //
 //   build/cpu/bin/generate --run runs/demo-2026-03-01-142507 --prompt "namespace "
+//   build/cpu/bin/generate --run converted --tau 0.9
 #include <boost/program_options.hpp>
 #include <iostream>
 
+#include "moe/conversion/convert.h"
 #include "train/sample.h"
+#include "train/tasks/language_model_task.h"
 #include "train/threads.h"
 
 using namespace switchyard;
@@ -16,6 +19,7 @@ struct Request {
   std::string run, prompt, device;
   std::uint64_t seed = 1;
   nn::SamplingOptions sampling;
+  moe::Gate gate;
   bool help = false;
 };
 
@@ -32,6 +36,9 @@ Request parse(int argc, char** argv) {
   add("top-k", po::value(&request.sampling.top_k)->default_value(0), "choose among the k likeliest tokens; 0: all");
   add("top-p", po::value(&request.sampling.top_p)->default_value(1.0, "1"),
       "choose among the likeliest tokens that make up this share");
+  add("tau", po::value(&request.gate.tau),
+      "of a converted model: run the experts whose scores reach 1 - tau of a token's largest, 0 to 1");
+  add("k", po::value(&request.gate.k), "of a converted model: run this many experts per token");
   add("seed", po::value(&request.seed)->default_value(request.seed), "the same seed writes the same text");
   add("device", po::value(&request.device), "cpu, cuda or cuda:<index>; without it, the run's");
   add("help", "print this");
@@ -42,6 +49,9 @@ Request parse(int argc, char** argv) {
   request.help = given.count("help") > 0;
   if (request.help) std::cout << all;
   check(request.help || given.count("run"), "expected --run FOLDER, such as one that train_lm made");
+  check(!given.count("tau") || !given.count("k"), "--tau and --k exclude each other: one of them chooses the experts");
+  if (given.count("tau")) request.gate.mode = moe::GateMode::dynk_max;
+  if (given.count("k")) request.gate.mode = moe::GateMode::topk;
   return request;
 }
 
@@ -52,11 +62,14 @@ int main(int argc, char** argv) {
   try {
     Request request = parse(argc, argv);
     if (request.help) return 0;
-    const train::TrainedModel trained = train::load_trained_model(
-        request.run, request.device, [](const std::string& line) { std::cerr << "generate: " << line << std::endl; });
-    request.sampling.context = std::max<std::int64_t>(trained.config.model.context, 2);
+    const auto opened = train::open_task(
+        request.run, {request.device}, [](const std::string& line) { std::cerr << "generate: " << line << std::endl; });
+    auto* task = dynamic_cast<train::LanguageModelTask*>(opened.get());
+    check(task != nullptr, request.run, ": holds no language model");
+    if (request.gate.mode != moe::GateMode::all) moe::set_gates(task->model(), request.gate);
+    request.sampling.context = std::max<std::int64_t>(task->config().model.context, 2);
     const std::string text =
-        train::generate_text(*trained.model, *trained.tokenizer, request.prompt, request.sampling, request.seed);
+        train::generate_text(task->model(), *task->text().tokenizer, request.prompt, request.sampling, request.seed);
     std::cout << request.prompt << train::printable(text) << std::endl;
   } catch (const std::exception& error) {
     std::cerr << "generate: " << error.what() << std::endl;

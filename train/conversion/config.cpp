@@ -76,6 +76,7 @@ Schema describe(ConversionConfig& config) {
   describe_sparsify(schema, config.sparsify);
   describe_experts(schema, config.experts);
   describe_routers(schema, config.routers);
+  describe_sweep(schema, config.sweep);
   return schema;
 }
 

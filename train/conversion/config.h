@@ -3,6 +3,7 @@
 #include "moe/conversion/router_tutor.h"
 #include "moe/conversion/sparsity.h"
 #include "train/config_sections.h"
+#include "train/conversion/sweep.h"
 
 /// The configuration of a conversion to dynamic-k experts: one struct per section of the JSON file; member initialisers
 /// are the defaults. What each key means and allows is declared in describe(), in config.cpp.
@@ -60,6 +61,7 @@ struct ConversionConfig {
   SparsifyConfig sparsify;
   ExpertsConfig experts;
   RoutersConfig routers;
+  SweepConfig sweep;
 
   bool has(PhaseKind phase) const;
 };

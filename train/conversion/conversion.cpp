@@ -1,6 +1,8 @@
 #include "train/conversion/conversion.h"
 
 #include <algorithm>
+#include <fstream>
+#include <sstream>
 
 #include "core/io/atomic_file.h"
 #include "core/rng.h"
@@ -25,13 +27,13 @@ ConversionConfig read_config(const fs::path& folder) {
 }
 
 /// Throws Error unless a conversion configured as `saved` can go on as `present`: phases may be added or left out at
-/// the end, all else must be the same.
+/// the end, measured it may be otherwise, all else must be the same.
 void check_continues(const fs::path& folder, const ConversionConfig& saved, const ConversionConfig& present) {
   const std::size_t common = std::min(saved.phases.size(), present.phases.size());
   const bool prefix = std::equal(saved.phases.begin(), saved.phases.begin() + common, present.phases.begin());
   const json::object before = to_json(saved), now = to_json(present);
   for (const auto& item : before)
-    if (item.key() != "phases" || !prefix)
+    if (item.key() != "sweep" && (item.key() != "phases" || !prefix))
       check_same_config(folder, std::string(item.key()), item.value(), now.at(item.key()));
 }
 
@@ -60,6 +62,15 @@ std::optional<OpenCheckpoint> finished_phase(const fs::path& folder, PhaseKind p
   return latest_good(phase_path(folder, phase), report);
 }
 
+/// Configuration and device of the measurements at `path`; empty where there are none.
+json::object measured_with(const fs::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file.is_open()) return {};
+  const std::string text{std::istreambuf_iterator<char>(file), {}};
+  const json::value sweep = parse_json(text, path.string());
+  return {{"config", sweep.at("config")}, {"device", sweep.at("device")}};
+}
+
 /// Brings `task` to where the finished phases of a conversion have brought it, and returns the last one's checkpoint
 /// and how many there are.
 std::pair<std::optional<OpenCheckpoint>, std::size_t> continue_from(const fs::path& folder,
@@ -82,6 +93,11 @@ std::pair<std::optional<OpenCheckpoint>, std::size_t> continue_from(const fs::pa
 }
 
 }  // namespace
+
+fs::path dense_run(const fs::path& model) {
+  const json::object config = RunFolder::read_config_object(model);
+  return is_conversion_config(config) ? dense_run(conversion_config_from_json(config).model) : model;
+}
 
 bool is_conversion_config(const json::object& config) { return config.contains("phases"); }
 
@@ -122,6 +138,24 @@ bool Conversion::run(const std::function<bool()>& stop) {
                     {steps_, state_tensors(task_->model()), {}, {{"data", task_->state()}, {"results", *results}}}, 1);
   }
   return true;
+}
+
+void Conversion::measure() {
+  if (!config_.has(PhaseKind::routers)) return;
+  const fs::path path = folder_ / "sweep.json";
+  std::ostringstream device;
+  device << task_->model().parameters().at(0).device();
+  const json::object made_with = {{"config", to_json(config_)}, {"device", device.str()}};
+  if (measured_with(path) == made_with) return;
+
+  const TaskOptions options = {device.str(), config_.training.batch};
+  const Measurement dense =
+      train::measure(*open_task(dense_run(config_.model), options, say_), config_.sweep.measurement);
+  SweepConfig settings = config_.sweep;
+  if (config_.routers.kind == RouterKind::moefication) settings.dynk_max = settings.dynk = {};  // no norms to compare
+  json::object result = sweep(*task_, settings, dense, say_);
+  result.insert(made_with.begin(), made_with.end());
+  write_file(path, pretty_json(result));
 }
 
 std::optional<json::object> Conversion::results(PhaseKind phase) const {

@@ -15,6 +15,7 @@
 /// Conversions of trained dense models into dynamic-k mixtures of experts, phase by phase, in a folder that holds
 ///   config.json     every key, resolved; `model` names the run, or the other conversion, that is converted
 ///   metrics.jsonl   progress of the phases; steps count on from phase to phase
+///   sweep.json      what the model is worth and costs at every setting of its gates; see sweep.h
 ///   <phase>/        a checkpoint (see checkpoint.h) of the model as that phase left it, and the phase's results
 namespace switchyard::train {
 
@@ -29,6 +30,12 @@ class Conversion {
   /// Runs the phases that are not finished. `stop` is asked between steps: a phase that is stopped starts over next
   /// time. The result is the same, on the CPU to the bit, however often that happens. Returns whether all are finished.
   bool run(const std::function<bool()>& stop);
+
+  /// Measures the model, as the last finished phase left it, at every setting of the section `sweep`, beside the dense
+  /// model that it comes from, and writes sweep.json: what sweep() returns, with the configuration as "config" and the
+  /// device as "device". Routers of MoEfication are measured with topk gates only. Does nothing where that file holds
+  /// the same configuration and device, or where the phases train no routers.
+  void measure();
 
   /// The model as the last finished phase left it.
   Task& task() { return *task_; }
@@ -47,6 +54,9 @@ class Conversion {
   std::int64_t steps_ = 0;             // of the finished phases
   std::size_t finished_ = 0;           // phases
 };
+
+/// The run that a conversion of `model`, a run or a conversion itself, goes back to.
+std::filesystem::path dense_run(const std::filesystem::path& model);
 
 /// Whether `config`, of a folder of any kind, is a conversion's.
 bool is_conversion_config(const boost::json::object& config);

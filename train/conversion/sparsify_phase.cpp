@@ -9,9 +9,10 @@ namespace {
 namespace json = boost::json;
 
 void reshape(Task& task, const ConversionConfig& config) {
+  const auto layers = task.model().named_modules_of<nn::FeedForward>();
+  check(!layers.empty(), "sparsify: the model has no dense feed-forward");
   if (!config.sparsify.swap_to_relu) return;
-  for (const auto& [name, layer] : task.model().named_modules_of<nn::FeedForward>())
-    layer->set_activation(ops::Activation::relu);
+  for (const auto& [name, layer] : layers) layer->set_activation(ops::Activation::relu);
 }
 
 nn::Schedule weight_schedule(const SparsifyConfig& config) {

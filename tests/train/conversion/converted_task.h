@@ -10,13 +10,16 @@ namespace switchyard::train {
 /// its own.
 class DenseTask {
  public:
-  explicit DenseTask(ops::Activation activation = ops::Activation::relu) : task_(trained(folder_.path(), activation)) {}
+  explicit DenseTask(ops::Activation activation = ops::Activation::relu)
+      : run_(trained(folder_.path(), activation)), task_(run_, {}, [](const std::string&) {}) {}
 
   LanguageModelTask& operator*() { return task_; }
   LanguageModelTask* operator->() { return &task_; }
 
+  const std::filesystem::path& run() const { return run_; }
+
  private:
-  static LanguageModelTask trained(const std::filesystem::path& folder, ops::Activation activation) {
+  static std::filesystem::path trained(const std::filesystem::path& folder, ops::Activation activation) {
     Config config = tiny_config(folder);
     config.model.dropout = 0;
     config.model.attention = {.kind = moe::AttentionKind::dense, .heads = 2};
@@ -24,10 +27,11 @@ class DenseTask {
         .kind = moe::FeedForwardKind::dense, .activation = activation, .bias = true, .width = 32};
     const RunFolder run = RunFolder::create(config);
     train_run(run, config);
-    return LanguageModelTask(run.path(), {}, [](const std::string&) {});
+    return run.path();
   }
 
   testing::TemporaryFolder folder_;
+  std::filesystem::path run_;
   LanguageModelTask task_;
 };
 

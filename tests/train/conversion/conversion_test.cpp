@@ -1,0 +1,217 @@
+#include "train/conversion/conversion.h"
+
+#include <gtest/gtest.h>
+
+#include <boost/json/array.hpp>
+#include <boost/json/serialize.hpp>
+
+#include "moe/conversion/convert.h"
+#include "tests/support/errors.h"
+#include "tests/train/conversion/tiny_conversion.h"
+#include "train/checkpoint.h"
+
+namespace switchyard::train {
+namespace {
+
+using testing::read_bytes;
+namespace fs = std::filesystem;
+namespace json = boost::json;
+
+const auto kSilent = [](const std::string&) {};
+const auto kNever = [] { return false; };
+
+std::string device() { return testing::text_of(default_device()); }
+
+/// A conversion that has gone through all its phases.
+struct Converted : Conversion {
+  Converted(const fs::path& folder, const ConversionConfig& config) : Conversion(folder, config, device(), kSilent) {
+    EXPECT_TRUE(run(kNever));
+  }
+};
+
+double loss_of(const json::value& score) { return score.at("loss").as_double(); }
+
+/// The mean of a number that each layer of some results has.
+double mean_of(const json::value& results, const char* key) {
+  const json::array& layers = results.at("layers").as_array();
+  double sum = 0;
+  for (const json::value& layer : layers) sum += layer.at(key).to_number<double>();
+  return sum / static_cast<double>(layers.size());
+}
+
+class ConversionTest : public ::testing::Test {
+ protected:
+  const testing::TemporaryFolder folder_;
+  const fs::path run_ = train_dense_run(folder_.path());
+};
+
+TEST_F(ConversionTest, PhasesDoWhatTheyAreFor) {
+  const Converted conversion(folder_ / "out", tiny_conversion(run_));
+  const json::object sparsity = conversion.results(PhaseKind::sparsify).value();
+  EXPECT_GT(mean_of(sparsity.at("after"), "zero"), mean_of(sparsity.at("before"), "zero") + 0.1);
+  EXPECT_LT(loss_of(sparsity.at("after")), loss_of(sparsity.at("before")) + 0.3);
+
+  const json::object experts = conversion.results(PhaseKind::experts).value();
+  EXPECT_NEAR(loss_of(experts), loss_of(sparsity.at("after")), 1e-4);
+
+  const json::object routers = conversion.results(PhaseKind::routers).value();
+  EXPECT_GT(mean_of(routers, "rank_correlation"), 0.4);  // by chance 0
+  EXPECT_GT(mean_of(routers, "top_recall"), 0.5);        // by chance 0.25
+}
+
+TEST_F(ConversionTest, WithoutAPenaltyActivationsStayAsTheyAre) {
+  ConversionConfig config = tiny_conversion(run_);
+  config.phases = {PhaseKind::sparsify};
+  config.sparsify.weight = 0;
+  const json::object sparsity = Converted(folder_ / "out", config).results(PhaseKind::sparsify).value();
+  EXPECT_LT(mean_of(sparsity.at("after"), "zero"), mean_of(sparsity.at("before"), "zero") + 0.1);
+}
+
+TEST_F(ConversionTest, AConvertedModelIsLoadedAsItWas) {
+  Converted conversion(folder_ / "out", tiny_conversion(run_));
+  const auto loaded = load_converted(folder_ / "out", {device()}, kSilent);
+  EXPECT_FALSE(loaded->model().training());
+  for (const double tau : {0.0, 0.5, 1.0}) {
+    moe::set_gates(conversion.task().model(), {moe::GateMode::dynk_max, 1, tau});
+    moe::set_gates(loaded->model(), {moe::GateMode::dynk_max, 1, tau});
+    EXPECT_EQ(loaded->evaluate().loss, conversion.task().evaluate().loss);
+  }
+  EXPECT_ERROR(moe::set_gates(loaded->model(), {moe::GateMode::dynk_max, 1, 1.5}),
+               "gate dynk_max: tau is 1.5, expected 0 to 1");
+}
+
+// Two conversions, of which one goes on from the other's result, split one sparsified model in two ways.
+TEST_F(ConversionTest, AConversionCanBeConverted) {
+  ConversionConfig first = tiny_conversion(run_);
+  first.phases = {PhaseKind::sparsify};
+  Converted sparse(folder_ / "sparse", first);
+  ConversionConfig second = tiny_conversion(folder_ / "sparse");
+  second.phases = {PhaseKind::experts, PhaseKind::routers};
+  for (const RouterKind kind : {RouterKind::norm, RouterKind::moefication}) {
+    second.routers.kind = kind;
+    const fs::path out = folder_ / names_of(kind)[static_cast<std::size_t>(kind)];
+    const Converted conversion(out, second);
+    EXPECT_GT(mean_of(conversion.results(PhaseKind::routers).value(), "rank_correlation"), 0.3);
+    const auto loaded = open_task(out, {device()}, kSilent);
+    EXPECT_NEAR(loaded->evaluate().loss, sparse.task().evaluate().loss, 1e-4);
+    moe::set_gates(loaded->model(), {moe::GateMode::topk, 8});
+    EXPECT_LT(loaded->evaluate().loss, sparse.task().evaluate().loss + 0.5);
+  }
+}
+
+TEST_F(ConversionTest, GeluIsSwappedForRelu) {
+  Config dense = RunFolder::read_config(run_);
+  dense.model.feedforward.activation = ops::Activation::gelu;
+  dense.output.name = "gelu";
+  const RunFolder run = RunFolder::create(dense);
+  train_run(run, dense);
+  ConversionConfig config = tiny_conversion(run.path());
+  config.phases = {PhaseKind::sparsify, PhaseKind::experts};
+  const auto after = [&](const char* out) {
+    return mean_of(Converted(folder_ / out, config).results(PhaseKind::sparsify)->at("after"), "zero");
+  };
+  EXPECT_LT(after("gelu"), 0.01);
+  config.sparsify.swap_to_relu = true;
+  EXPECT_GT(after("relu"), 0.3);
+  for (moe::DynamicFeedForward* layer : moe::converted_layers(load_converted(folder_ / "relu", {}, kSilent)->model()))
+    EXPECT_EQ(layer->activation(), ops::Activation::relu);
+}
+
+// A conversion that is stopped ever again ends where one that is not does, to the bit.
+TEST_F(ConversionTest, GoesOnAfterTheLastFinishedPhase) {
+  SKIP_ON_GPU("the order of sums is not fixed there");
+  const ConversionConfig config = tiny_conversion(run_);
+  const fs::path whole = folder_ / "whole", stopped = folder_ / "stopped";
+  Converted(whole, config);
+  int starts = 0;
+  for (bool finished = false; !finished; ++starts) {
+    ASSERT_LT(starts, 20);
+    int asked = 0;
+    Conversion conversion(stopped, config, "", kSilent);
+    finished = conversion.run([&] { return ++asked > 25 + 10 * starts; });
+  }
+  EXPECT_GT(starts, 3);
+  for (const char* phase : {"sparsify", "experts", "routers"}) {
+    const auto a = list_checkpoints(whole / phase), b = list_checkpoints(stopped / phase);
+    ASSERT_EQ(a.size(), 1u);
+    ASSERT_EQ(b.size(), 1u);
+    EXPECT_EQ(a[0].first, b[0].first);
+    for (const char* file : {"model.safetensors", "state.json"})
+      EXPECT_TRUE(read_bytes(a[0].second / file) == read_bytes(b[0].second / file)) << phase << ' ' << file;
+  }
+  const auto lines = read_metrics(stopped / "metrics.jsonl"), expected = read_metrics(whole / "metrics.jsonl");
+  ASSERT_EQ(lines.size(), expected.size());
+  for (std::size_t i = 0; i < lines.size(); ++i) EXPECT_EQ(lines[i].at("step"), expected[i].at("step"));
+}
+
+TEST_F(ConversionTest, PhasesCanBeAddedLater) {
+  ConversionConfig config = tiny_conversion(run_);
+  const std::vector<PhaseKind> all = config.phases;
+  config.phases = {PhaseKind::sparsify};
+  Converted(folder_ / "out", config);
+  config.phases = all;
+  const Converted conversion(folder_ / "out", config);
+  EXPECT_TRUE(conversion.results(PhaseKind::routers).has_value());
+  EXPECT_NE(conversion.summary().find("sparsify: validation loss"), std::string::npos);
+}
+
+TEST_F(ConversionTest, WhatDoesNotFitIsToldBeforeAnyWork) {
+  const ConversionConfig good = tiny_conversion(run_);
+  const auto message = [&](const ConversionConfig& config) {
+    return testing::error_of([&] { Conversion(folder_ / "out", config, device(), kSilent); });
+  };
+  ConversionConfig config = good;
+  config.experts.expert_width = 5;
+  EXPECT_EQ(message(config), "convert: expert_width is 5, expected a divisor of the layer's 64 neurons");
+  config = good;
+  config.phases = {PhaseKind::routers};
+  EXPECT_EQ(message(config), "routers: the model has no experts, expected phase experts before");
+  config = good;
+  config.model = (folder_ / "none").string();
+  EXPECT_EQ(message(config), "run folder: " + config.model + ": is no folder");
+  Config moe_model = tiny_config(folder_.path());
+  const RunFolder run = RunFolder::create(moe_model);
+  train_run(run, moe_model);
+  config.model = run.path().string();
+  EXPECT_EQ(message(config), "sparsify: the model has no dense feed-forward");
+  config.phases = {PhaseKind::experts};
+  EXPECT_EQ(message(config), "convert_feed_forwards: the feed-forward of layer 0 is not a dense one");
+  EXPECT_FALSE(fs::exists(folder_ / "out"));
+}
+
+TEST_F(ConversionTest, AFolderOfSomethingElseIsRefused) {
+  ConversionConfig config = tiny_conversion(run_);
+  config.phases = {PhaseKind::experts};
+  const fs::path out = folder_ / "out";
+  EXPECT_ERROR(Conversion(run_, config, device(), kSilent),
+               "holds something else, expected the folder of a conversion");
+  EXPECT_ERROR(load_converted(run_, {}, kSilent), "holds something else, expected the folder of a conversion");
+  Converted(out, config);
+  config.experts.expert_width = 8;
+  EXPECT_ERROR(Conversion(out, config, device(), kSilent), "was made with experts.expert_width 4, this run has 8");
+  config = tiny_conversion(folder_ / "elsewhere");
+  config.phases = {PhaseKind::experts};
+  EXPECT_ERROR(Conversion(out, config, device(), kSilent), "was made with model ");
+}
+
+TEST_F(ConversionTest, AnotherArchitectureIsNamed) {
+  ConversionConfig config = tiny_conversion(run_);
+  config.phases = {PhaseKind::sparsify};
+  Converted(folder_ / "out", config);
+  Config wider = RunFolder::read_config(run_);
+  wider.model.feedforward.width = 32;
+  const RunFolder run = RunFolder::create(wider);
+  train_run(run, wider);
+  fs::remove_all(run_);
+  fs::rename(run.path(), run_);
+  EXPECT_ERROR(load_converted(folder_ / "out", {device()}, kSilent), "this model's is f32 [32, 16]");
+}
+
+TEST_F(ConversionTest, WithoutAFinishedPhaseThereIsNothingToLoad) {
+  Conversion conversion(folder_ / "out", tiny_conversion(run_), device(), kSilent);
+  EXPECT_FALSE(conversion.run([] { return true; }));
+  EXPECT_ERROR(load_converted(folder_ / "out", {device()}, kSilent), "no phase of it is finished");
+}
+
+}  // namespace
+}  // namespace switchyard::train
