@@ -7,8 +7,8 @@
   tools/plot.py text COMPUTE_MAP            a text, each token coloured by what it cost
   tools/plot.py images COMPUTE_MAP          images under the cost of their patches
 
-SWEEP and COMPUTE_MAP are JSON files that a conversion leaves; train/conversion/sweep.h says what is in them. An input may
-be given a name of its own: `"from scratch=runs/a"`. Every command takes --out FILE and --title TEXT.
+SWEEP and COMPUTE_MAP are the files sweep.json and compute_map.json of a conversion; train/conversion/sweep.h and
+compute_map.h say what is in them. An input may be given a name of its own: `"from scratch=runs/a"`. Every command takes --out FILE and --title TEXT.
 """
 
 import argparse
@@ -146,7 +146,7 @@ def plot_sweep(arguments):
     for axes, (key, text) in zip(panels[0], columns):
         curves = [(name, curve) for name, sweep in sweeps for curve in sweep["curves"]]
         for (name, curve), colour, marker in zip(curves, cycle(COLOURS), cycle(MARKERS)):
-            points = sorted((point[key], point[metric]) for point in curve["points"])
+            points = [(point[key], point[metric]) for point in curve["points"]]
             label = f"{name}, {method_name(curve)}" if len(sweeps) > 1 else method_name(curve)
             axes.plot(*zip(*points), color=colour, marker=marker, label=label)
         axes.axhline(dense[metric], color="#555555", linewidth=1.2, linestyle="--", zorder=1)
@@ -319,7 +319,7 @@ def main():
     sweep = command("sweep", plot_sweep, "quality against cost and time")
     sweep.add_argument("files", nargs="+", help="sweep.json files, each with an optional NAME=; the first one's dense "
                                                 "model is the reference")
-    sweep.add_argument("--worst", type=float, default=0.3, help="how much worse than dense, relatively, is still shown")
+    sweep.add_argument("--worst", type=float, default=0.15, help="how much worse than dense, relatively, is still shown")
     histogram = command("histogram", plot_histogram, "experts run in each layer")
     histogram.add_argument("file")
     histogram.add_argument("--method", help="of the curve (default: the first)")

@@ -1,7 +1,7 @@
 #include "train/sample.h"
 
+#include <algorithm>
 #include <string_view>
-#include <vector>
 
 #include "train/checkpoint.h"
 #include "train/run_folder.h"
@@ -23,6 +23,16 @@ std::size_t character_length(std::string_view text) {
   for (std::size_t i = 1; i < length; ++i)
     if ((byte(i) & 0xC0) != 0x80) return 0;
   return length;
+}
+
+/// Whether `text` breaks off within a UTF-8 character.
+bool ends_within_character(std::string_view text) {
+  for (std::size_t bytes = 1; bytes <= std::min<std::size_t>(text.size(), 3); ++bytes) {
+    const auto byte = static_cast<unsigned char>(text[text.size() - bytes]);
+    if ((byte & 0xC0) == 0x80) continue;
+    return (byte >= 0xC2 && bytes < 2) || (byte >= 0xE0 && bytes < 3) || (byte >= 0xF0 && bytes < 4);
+  }
+  return false;
 }
 
 }  // namespace
@@ -59,6 +69,27 @@ std::string generate_text(nn::LanguageModel& model, const data::Tokenizer& token
     }
   }
   return text + tokenizer.decode(document);
+}
+
+std::vector<std::string> token_texts(const data::Tokenizer& tokenizer, const std::vector<std::int64_t>& ids) {
+  std::vector<std::string> texts;
+  std::vector<std::int32_t> document;  // its tokens so far: what one adds may depend on those before it
+  std::size_t shown = 0;               // bytes of it
+  for (const std::int64_t id : ids) {
+    if (id == tokenizer.separator()) {
+      texts.push_back("\n");
+      document.clear();
+      shown = 0;
+      continue;
+    }
+    document.push_back(static_cast<std::int32_t>(id));
+    const std::string text = tokenizer.decode(document);
+    const std::string added = text.substr(std::min(shown, text.size()));
+    const bool whole = !ends_within_character(added);
+    texts.push_back(whole ? printable(added) : "");
+    if (whole) shown = text.size();
+  }
+  return texts;
 }
 
 std::string printable(const std::string& text) {

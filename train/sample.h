@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "data/tokenizer.h"
 #include "nn/sampling.h"
@@ -29,6 +30,10 @@ TrainedModel load_trained_model(const std::filesystem::path& run, const std::str
 /// shows as a line `<|doc|>`. The same seed gives the same text.
 std::string generate_text(nn::LanguageModel& model, const data::Tokenizer& tokenizer, const std::string& prompt,
                           const nn::SamplingOptions& options, std::uint64_t seed);
+
+/// What each token of a text adds to it, printable. A character of several tokens comes with its last one, the others
+/// are empty; a separator is a line break.
+std::vector<std::string> token_texts(const data::Tokenizer& tokenizer, const std::vector<std::int64_t>& ids);
 
 /// `text` fit for a terminal: control characters and bytes that are no UTF-8 become U+FFFD.
 std::string printable(const std::string& text);

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <optional>
-#include <string_view>
+#include <vector>
 
 #include "nn/transformer.h"
 
@@ -23,6 +23,15 @@ struct Pass {
   /// whoever reads the result waits for all of it.
   std::function<Tensor()> run;
   std::int64_t tokens = 0;  ///< that go through the model in one run
+};
+
+/// Validation data to look at, together with what it costs: some thousand tokens.
+struct Exhibit {
+  static constexpr std::int64_t kTokens = 1024;  ///< at most, but at least one window or example
+
+  Pass pass;
+  /// The data as JSON, see conversion/compute_map.h. `macs` holds the multiply-adds of each of the pass's tokens.
+  std::function<boost::json::object(const std::vector<double>& macs)> describe;
 };
 
 /// A model together with the data that it learns from and is judged on: all that a plain training loop or a phase of a
@@ -48,6 +57,8 @@ class Task {
   /// The first `tokens` tokens of the validation data through the model one after the other, as a language model
   /// generates them; none for models that do not.
   virtual std::optional<Pass> decoding_pass(std::int64_t tokens) = 0;
+  /// Some of the validation data, the same at every call.
+  virtual Exhibit exhibit() = 0;
   /// Tokens of one training batch, filling included.
   virtual std::int64_t tokens_per_batch() const = 0;
 

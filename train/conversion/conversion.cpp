@@ -1,12 +1,15 @@
 #include "train/conversion/conversion.h"
 
 #include <algorithm>
+#include <boost/json/array.hpp>
 #include <fstream>
 #include <sstream>
 
 #include "core/io/atomic_file.h"
 #include "core/rng.h"
+#include "moe/conversion/convert.h"
 #include "train/checkpoint.h"
+#include "train/conversion/compute_map.h"
 #include "train/json_text.h"
 #include "train/training_state.h"
 
@@ -155,6 +158,11 @@ void Conversion::measure() {
   if (config_.routers.kind == RouterKind::moefication) settings.dynk_max = settings.dynk = {};  // no norms to compare
   json::object result = sweep(*task_, settings, dense, say_);
   result.insert(made_with.begin(), made_with.end());
+  if (!result.at("curves").as_array().empty()) {
+    set_gates_near(task_->model(), result, settings.map_share);
+    write_file(folder_ / "compute_map.json", pretty_json(compute_map(*task_)));
+    moe::set_gates(task_->model(), {});
+  }
   write_file(path, pretty_json(result));
 }
 

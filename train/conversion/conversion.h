@@ -16,6 +16,7 @@
 ///   config.json     every key, resolved; `model` names the run, or the other conversion, that is converted
 ///   metrics.jsonl   progress of the phases; steps count on from phase to phase
 ///   sweep.json      what the model is worth and costs at every setting of its gates; see sweep.h
+///   compute_map.json    what some tokens of the validation data cost; see compute_map.h
 ///   <phase>/        a checkpoint (see checkpoint.h) of the model as that phase left it, and the phase's results
 namespace switchyard::train {
 
@@ -33,8 +34,9 @@ class Conversion {
 
   /// Measures the model, as the last finished phase left it, at every setting of the section `sweep`, beside the dense
   /// model that it comes from, and writes sweep.json: what sweep() returns, with the configuration as "config" and the
-  /// device as "device". Routers of MoEfication are measured with topk gates only. Does nothing where that file holds
-  /// the same configuration and device, or where the phases train no routers.
+  /// device as "device"; and compute_map.json, with the gates that cost nearest to sweep.map_share. Routers of
+  /// MoEfication are measured with topk gates only. Does nothing where that file holds the same configuration and
+  /// device, or where the phases train no routers.
   void measure();
 
   /// The model as the last finished phase left it.

@@ -28,41 +28,41 @@ struct Curve {
   std::vector<Setting> settings;
 };
 
+using Layers = std::vector<moe::DynamicFeedForward*>;
+
+void set_gates(const Layers& layers, const std::vector<Gate>& gates) {
+  for (std::size_t i = 0; i < layers.size(); ++i) layers[i]->set_gate(gates[i]);
+}
+
 /// The converted layers of a model, whose gates are put back at the end.
-class Gates {
+class KeptGates {
  public:
-  explicit Gates(nn::Module& model) : layers_(moe::converted_layers(model)) {
+  explicit KeptGates(nn::Module& model) : layers_(moe::converted_layers(model)) {
     check(!layers_.empty(), "sweep: the model has no converted layers");
     for (const moe::DynamicFeedForward* layer : layers_) before_.push_back(layer->gate());
   }
-  ~Gates() {
-    for (std::size_t i = 0; i < layers_.size(); ++i) layers_[i]->set_gate(before_[i]);
-  }
-  Gates(const Gates&) = delete;
-  Gates& operator=(const Gates&) = delete;
+  ~KeptGates() { set_gates(layers_, before_); }
+  KeptGates(const KeptGates&) = delete;
+  KeptGates& operator=(const KeptGates&) = delete;
 
-  void set(const std::vector<Gate>& gates) const {
-    for (std::size_t i = 0; i < layers_.size(); ++i) layers_[i]->set_gate(gates[i]);
-  }
-  std::size_t size() const { return layers_.size(); }
-  const std::vector<moe::DynamicFeedForward*>& layers() const { return layers_; }
+  const Layers& layers() const { return layers_; }
 
  private:
-  std::vector<moe::DynamicFeedForward*> layers_;
+  Layers layers_;
   std::vector<Gate> before_;
 };
 
-Curve curve_by_tau(GateMode mode, const std::vector<double>& taus, const Gates& gates) {
+Curve curve_by_tau(GateMode mode, const std::vector<double>& taus, const Layers& layers) {
   Curve curve{std::string(name_of(mode)), "tau", {}};
-  for (const double tau : taus) curve.settings.push_back({tau, std::vector<Gate>(gates.size(), {mode, 1, tau}), {}});
+  for (const double tau : taus) curve.settings.push_back({tau, std::vector<Gate>(layers.size(), {mode, 1, tau}), {}});
   return curve;
 }
 
-Curve curve_by_k(const std::vector<double>& shares, const Gates& gates) {
+Curve curve_by_k(const std::vector<double>& shares, const Layers& layers) {
   Curve curve{"topk", "k / experts", {}};
   for (const double share : shares) {
     Setting setting{share, {}, {}};
-    for (const moe::DynamicFeedForward* layer : gates.layers()) {
+    for (const moe::DynamicFeedForward* layer : layers) {
       const std::int64_t experts = layer->weights().experts();
       const std::int64_t k = std::llround(share * static_cast<double>(experts));
       setting.gates.push_back({GateMode::topk, std::clamp<std::int64_t>(k, 1, experts), 0});
@@ -156,20 +156,23 @@ void describe_sweep(Schema& schema, SweepConfig& config) {
   schema.number_list("dynk", config.dynk, 0, 1, "tau: the best experts run whose scores make up this share of all");
   schema.number_list("topk", config.topk, 0, 1, "share of the experts that each token runs");
   schema.boolean("tau_by_layer", config.tau_by_layer, "dynk_max also with a tau chosen for each layer");
+  schema.number("map_share", config.map_share, 0, 1,
+                "the compute map is made with the gates that cost nearest to this share of the dense model");
   schema.integer("repeats", config.measurement.repeats, 0, 1000, "timed passes, whose median counts; 0 takes no times");
   schema.integer("decoded_tokens", config.measurement.decoded_tokens, 1, 1 << 20, "tokens of a timed decoding");
 }
 
 std::vector<std::vector<double>> layer_taus(Task& task, const std::vector<double>& taus) {
-  const Gates gates(task.model());
-  std::vector<Gate> setting(gates.size());
-  gates.set(setting);
+  const KeptGates kept(task.model());
+  const Layers& layers = kept.layers();
+  std::vector<Gate> setting(layers.size());
+  set_gates(layers, setting);
   const Measurement all = measure(task, {.repeats = 0});
-  std::vector<std::vector<double>> rises(gates.size()), costs(gates.size());  // [layer][tau]
-  for (std::size_t layer = 0; layer < gates.size(); ++layer) {
+  std::vector<std::vector<double>> rises(layers.size()), costs(layers.size());  // [layer][tau]
+  for (std::size_t layer = 0; layer < layers.size(); ++layer) {
     for (const double tau : taus) {
       setting[layer] = {GateMode::dynk_max, 1, tau};
-      gates.set(setting);
+      set_gates(layers, setting);
       const Measurement one = measure(task, {.repeats = 0});
       rises[layer].push_back(one.score.loss - all.score.loss);
       costs[layer].push_back(one.layers[layer].macs_per_token);
@@ -184,7 +187,7 @@ std::vector<std::vector<double>> layer_taus(Task& task, const std::vector<double
     const double worth = kDearest * std::pow(kCheapest / kDearest, budget / (kBudgets - 1.0));
     const double price = worth / all.dense_macs_per_token;
     std::vector<double> chosen;
-    for (std::size_t layer = 0; layer < gates.size(); ++layer) {
+    for (std::size_t layer = 0; layer < layers.size(); ++layer) {
       std::size_t best = 0;
       for (std::size_t i = 1; i < taus.size(); ++i)
         if (rises[layer][i] + price * costs[layer][i] < rises[layer][best] + price * costs[layer][best]) best = i;
@@ -197,10 +200,12 @@ std::vector<std::vector<double>> layer_taus(Task& task, const std::vector<double
 
 json::object sweep(Task& task, const SweepConfig& config, const Measurement& dense,
                    const std::function<void(const std::string&)>& report) {
-  const Gates gates(task.model());
-  std::vector<Curve> curves = {curve_by_tau(GateMode::dynk_max, config.dynk_max, gates),
-                               curve_by_tau(GateMode::dynk, config.dynk, gates), curve_by_k(config.topk, gates)};
-  if (config.tau_by_layer) curves.push_back(curve_by_layer(layer_taus(task, config.dynk_max)));
+  const KeptGates kept(task.model());
+  const Layers& layers = kept.layers();
+  std::vector<Curve> curves = {curve_by_tau(GateMode::dynk_max, config.dynk_max, layers),
+                               curve_by_tau(GateMode::dynk, config.dynk, layers), curve_by_k(config.topk, layers)};
+  if (config.tau_by_layer && !config.dynk_max.empty())
+    curves.push_back(curve_by_layer(layer_taus(task, config.dynk_max)));
 
   report("sweep: " + line_of("dense", dense));
   json::array curves_json;
@@ -208,7 +213,7 @@ json::object sweep(Task& task, const SweepConfig& config, const Measurement& den
     if (curve.settings.empty()) continue;
     json::array points;
     for (const Setting& setting : curve.settings) {
-      gates.set(setting.gates);
+      set_gates(layers, setting.gates);
       const Measurement measurement = measure(task, config.measurement);
       char name[64];
       std::snprintf(name, sizeof name, "%s %.3g", curve.method.c_str(), setting.value);
@@ -221,6 +226,22 @@ json::object sweep(Task& task, const SweepConfig& config, const Measurement& den
           {"dense", to_json(dense)},
           {"layers", layers_json(task.model())},
           {"curves", std::move(curves_json)}};
+}
+
+void set_gates_near(nn::Module& model, const json::object& sweep, double share) {
+  const json::array& curves = sweep.at("curves").as_array();
+  check(!curves.empty(), "set_gates_near: the sweep has no curves");
+  double nearest = std::numeric_limits<double>::infinity(), value = 0;
+  for (const json::value& point : curves[0].at("points").as_array()) {
+    const double distance = std::fabs(point.at("share_of_dense").to_number<double>() - share);
+    if (distance >= nearest) continue;
+    nearest = distance;
+    value = point.at("value").to_number<double>();
+  }
+  const GateMode mode = moe::gate_mode_from_name(curves[0].at("method").as_string());
+  const auto layers = moe::converted_layers(model);
+  const Curve curve = mode == GateMode::topk ? curve_by_k({value}, layers) : curve_by_tau(mode, {value}, layers);
+  set_gates(layers, curve.settings[0].gates);
 }
 
 }  // namespace switchyard::train

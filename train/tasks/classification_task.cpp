@@ -36,9 +36,9 @@ void ClassificationTask::run_training_batch() {
   model().train(was_training);
 }
 
-ClassificationTask::Batch ClassificationTask::validation_batch(std::int64_t begin) const {
+ClassificationTask::Batch ClassificationTask::validation_batch(std::int64_t begin, std::int64_t count) const {
   std::vector<data::ExampleTurn> turns;
-  const std::int64_t end = std::min(begin + config_.training.batch, validation_examples());
+  const std::int64_t end = std::min(begin + count, validation_examples());
   for (std::int64_t example = begin; example < end; ++example) turns.push_back({example, 0});
   return batch(Part::validation, turns);
 }
@@ -50,7 +50,7 @@ Score ClassificationTask::evaluate() {
   const Tensor sums = Tensor::zeros({2}, DType::f64, device());  // loss, examples classified right
   const std::int64_t examples = validation_examples();
   for (std::int64_t begin = 0; begin < examples; begin += config_.training.batch) {
-    const Batch some = validation_batch(begin);
+    const Batch some = validation_batch(begin, config_.training.batch);
     const nn::LayerOutput output = logits(some);
     const Tensor loss = nn::classifier_loss(output, some.labels).cross_entropy.data();
     const Tensor right = ops::binary(ops::Binary::equal, ops::argmax(output.output.data()), some.labels);
@@ -63,13 +63,19 @@ Score ClassificationTask::evaluate() {
   return {totals[0] / count, totals[1] / count, examples * tokens_per_example()};
 }
 
-Pass ClassificationTask::validation_pass() {
-  const Batch first = validation_batch(0);
-  return {[this, first] {
+Pass ClassificationTask::pass_of(const Batch& batch) {
+  return {[this, batch] {
             const NoGradGuard no_grad;
-            return logits(first).output.data();
+            return logits(batch).output.data();
           },
-          first.labels.numel() * tokens_per_example()};
+          batch.labels.numel() * tokens_per_example()};
+}
+
+Pass ClassificationTask::validation_pass() { return pass_of(validation_batch(0, config_.training.batch)); }
+
+Exhibit ClassificationTask::exhibit() {
+  const Batch first = validation_batch(0, std::max<std::int64_t>(Exhibit::kTokens / tokens_per_example(), 1));
+  return {pass_of(first), [this, first](const std::vector<double>& macs) { return describe(first, macs); }};
 }
 
 std::unique_ptr<ClassificationTask> new_classification_task(const ClassifierConfig& config,

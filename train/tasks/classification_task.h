@@ -25,6 +25,8 @@ class ClassificationTask : public Task {
   /// The logits of the first validation examples.
   Pass validation_pass() override;
   std::optional<Pass> decoding_pass(std::int64_t) override { return std::nullopt; }
+  /// The first validation examples.
+  Exhibit exhibit() override;
   std::int64_t tokens_per_batch() const override { return config_.training.batch * tokens_per_example(); }
 
   boost::json::object state() const override { return order_.state(); }
@@ -50,14 +52,17 @@ class ClassificationTask : public Task {
   virtual Batch batch(Part part, std::span<const data::ExampleTurn> turns) const = 0;
   /// [B, classes].
   virtual nn::LayerOutput logits(const Batch& batch) = 0;
+  /// The batch as Exhibit::describe is to give it.
+  virtual boost::json::object describe(const Batch& batch, const std::vector<double>& macs) const = 0;
 
   Device device() const { return Device::parse(config_.training.device); }
   /// Brings a model that was just built to the config's dtype and device.
   void place(nn::Module& model) const;
 
  private:
-  /// As many validation examples as a training batch has, from number `begin` on; fewer at their end.
-  Batch validation_batch(std::int64_t begin) const;
+  /// `count` validation examples from number `begin` on; fewer at their end.
+  Batch validation_batch(std::int64_t begin, std::int64_t count) const;
+  Pass pass_of(const Batch& batch);
 
   ClassifierConfig config_;
   data::ExampleOrder order_;

@@ -1,8 +1,22 @@
 #include "train/tasks/image_classification_task.h"
 
+#include <boost/json/array.hpp>
+#include <cmath>
+
 #include "core/error.h"
 
 namespace switchyard::train {
+namespace {
+
+namespace json = boost::json;
+
+json::array rows_of(const double* values, std::int64_t rows, std::int64_t columns) {
+  json::array result;
+  for (; rows > 0; --rows, values += columns) result.push_back(json::array(values, values + columns));
+  return result;
+}
+
+}  // namespace
 
 ImageClassificationTask::ImageClassificationTask(const ClassifierConfig& config,
                                                  const std::function<void(const std::string&)>& report)
@@ -41,6 +55,23 @@ ClassificationTask::Batch ImageClassificationTask::batch(Part part, std::span<co
                                               ? images_.training.batch(turns, scale_, config().data.most_shift)
                                               : images_.validation.batch(turns, scale_);
   return {images.images.to(device()), {}, images.labels.to(device())};
+}
+
+boost::json::object ImageClassificationTask::describe(const Batch& batch, const std::vector<double>& macs) const {
+  const auto labels = batch.labels.to_vector<std::int64_t>();
+  const auto side = std::llround(std::sqrt(static_cast<double>(model_->patches())));
+  json::array images;
+  for (std::size_t i = 0; i < labels.size(); ++i) {
+    const auto image = static_cast<std::int64_t>(i);
+    const Tensor scaled = batch.inputs.select(0, image);  // [1, height, width]
+    auto pixels = scaled.to_vector<double>();
+    for (double& pixel : pixels) pixel = std::round(255 * (pixel * scale_.deviation + scale_.mean));
+    const double* of_patches = macs.data() + image * tokens_per_example() + 1;  // behind the class token
+    images.push_back({{"label", std::to_string(labels[i])},
+                      {"pixels", json::array{rows_of(pixels.data(), scaled.size(1), scaled.size(2))}},
+                      {"macs", rows_of(of_patches, side, side)}});
+  }
+  return {{"kind", "images"}, {"images", std::move(images)}};
 }
 
 }  // namespace switchyard::train

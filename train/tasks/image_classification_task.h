@@ -24,6 +24,7 @@ class ImageClassificationTask : public ClassificationTask {
   std::int64_t tokens_per_example() const override { return 1 + model_->patches(); }
   std::int64_t validation_examples() const override { return images_.validation.size(); }
   Batch batch(Part part, std::span<const data::ExampleTurn> turns) const override;
+  boost::json::object describe(const Batch& batch, const std::vector<double>& macs) const override;
   nn::LayerOutput logits(const Batch& batch) override { return model_->logits(batch.inputs); }
 
   Images images_;

@@ -1,6 +1,7 @@
 #include "train/tasks/language_model_task.h"
 
 #include <algorithm>
+#include <boost/json/array.hpp>
 
 #include "autograd/grad_mode.h"
 #include "train/evaluation.h"
@@ -83,6 +84,26 @@ std::optional<Pass> LanguageModelTask::decoding_pass(std::int64_t tokens) {
     return logits;
   };
   return Pass{run, text.numel()};
+}
+
+Exhibit LanguageModelTask::exhibit() {
+  const std::int64_t context = trained_.config.model.context;
+  const std::int64_t available = std::min(Exhibit::kTokens, text_.validation.size());
+  const std::int64_t rows = std::max<std::int64_t>(available / context, 1);
+  std::vector<std::int64_t> ids(static_cast<std::size_t>(rows * context));
+  text_.validation.read(0, rows * context, ids.data());
+  const Tensor windows = Tensor::from(ids, {rows, context}).to(device());
+  const auto run = [this, windows] {
+    const NoGradGuard no_grad;
+    return model().hidden(windows).output.data();
+  };
+  const auto describe = [ids, tokenizer = trained_.tokenizer](const std::vector<double>& macs) {
+    boost::json::array tokens;
+    const std::vector<std::string> texts = token_texts(*tokenizer, ids);
+    for (std::size_t i = 0; i < ids.size(); ++i) tokens.push_back({{"text", texts[i]}, {"macs", macs[i]}});
+    return boost::json::object{{"kind", "text"}, {"tokens", std::move(tokens)}};
+  };
+  return {{run, rows * context}, describe};
 }
 
 std::int64_t LanguageModelTask::tokens_per_batch() const {

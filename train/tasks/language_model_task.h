@@ -26,6 +26,8 @@ class LanguageModelTask : public Task {
   Pass validation_pass() override;
   /// At most as many tokens as the context has.
   std::optional<Pass> decoding_pass(std::int64_t tokens) override;
+  /// The first tokens, in windows of the context that do not see each other.
+  Exhibit exhibit() override;
   std::int64_t tokens_per_batch() const override;
 
   boost::json::object state() const override;

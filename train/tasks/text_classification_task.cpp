@@ -1,7 +1,10 @@
 #include "train/tasks/text_classification_task.h"
 
+#include <boost/json/array.hpp>
+
 #include "core/error.h"
 #include "core/io/atomic_file.h"
+#include "train/sample.h"
 #include "train/text.h"
 
 namespace switchyard::train {
@@ -24,11 +27,12 @@ TextClassificationTask::TextClassificationTask(const ClassifierConfig& config, c
 
 TextClassificationTask::TextClassificationTask(const ClassifierConfig& config, Texts texts)
     : ClassificationTask(config, texts.training.size(), texts.training.checksum()),
+      tokenizer_(std::move(texts.tokenizer)),
       classes_(std::move(texts.classes)),
       training_(std::move(texts.training)),
       validation_(std::move(texts.validation)) {
   Generator weights(static_cast<std::uint64_t>(config.training.seed));
-  model_ = build_text_classifier(config.model, texts.tokenizer->vocabulary_size(),
+  model_ = build_text_classifier(config.model, tokenizer_->vocabulary_size(),
                                  static_cast<std::int64_t>(classes_.size()), weights);
   place(*model_);
 }
@@ -60,6 +64,16 @@ TextClassificationTask::Texts TextClassificationTask::read(const ClassifierConfi
 ClassificationTask::Batch TextClassificationTask::batch(Part part, std::span<const data::ExampleTurn> turns) const {
   const data::LabelledTextBatch texts = (part == Part::training ? training_ : validation_).batch(turns);
   return {texts.tokens.to(device()), texts.padding.to(device()), texts.labels.to(device())};
+}
+
+boost::json::object TextClassificationTask::describe(const Batch& batch, const std::vector<double>& macs) const {
+  const auto padding = batch.padding.to_vector<bool>();
+  const auto ids = batch.inputs.to_vector<std::int64_t>();
+  const std::vector<std::string> texts = token_texts(*tokenizer_, ids);
+  boost::json::array tokens;
+  for (std::size_t i = 0; i < ids.size(); ++i)
+    if (!padding[i]) tokens.push_back({{"text", texts[i]}, {"macs", macs[i]}});
+  return {{"kind", "text"}, {"tokens", std::move(tokens)}};
 }
 
 }  // namespace switchyard::train

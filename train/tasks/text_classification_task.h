@@ -31,7 +31,9 @@ class TextClassificationTask : public ClassificationTask {
   std::int64_t validation_examples() const override { return validation_.size(); }
   Batch batch(Part part, std::span<const data::ExampleTurn> turns) const override;
   nn::LayerOutput logits(const Batch& batch) override { return model_->logits({batch.inputs, {}, batch.padding}); }
+  boost::json::object describe(const Batch& batch, const std::vector<double>& macs) const override;
 
+  std::shared_ptr<const data::Tokenizer> tokenizer_;
   std::vector<std::string> classes_;
   data::TextExamples training_, validation_;
   std::unique_ptr<nn::TextClassifier> model_;
