@@ -16,7 +16,7 @@ namespace switchyard::train {
 /// What classifiers of texts and of images have in common.
 class ClassificationTask : public Task {
  public:
-  std::int64_t layers() const override { return const_cast<ClassificationTask*>(this)->encoder().layers(); }
+  std::int64_t layers() const override { return encoder().layers(); }
   nn::TransformerBlock& block(std::int64_t index) override { return encoder().block(index); }
 
   Variable training_loss() override;
@@ -46,7 +46,7 @@ class ClassificationTask : public Task {
   /// `training_examples`, with the checksum `content`, are ordered by the config's seed.
   ClassificationTask(const ClassifierConfig& config, std::int64_t training_examples, std::uint64_t content);
 
-  virtual nn::Encoder& encoder() = 0;
+  virtual nn::Encoder& encoder() const = 0;
   virtual std::int64_t tokens_per_example() const = 0;
   virtual std::int64_t validation_examples() const = 0;
   virtual Batch batch(Part part, std::span<const data::ExampleTurn> turns) const = 0;

@@ -20,7 +20,7 @@ class ImageClassificationTask : public ClassificationTask {
   static Images open(const ClassifierConfig& config, const std::function<void(const std::string&)>& report);
   ImageClassificationTask(const ClassifierConfig& config, Images images);
 
-  nn::Encoder& encoder() override { return model_->encoder(); }
+  nn::Encoder& encoder() const override { return model_->encoder(); }
   std::int64_t tokens_per_example() const override { return 1 + model_->patches(); }
   std::int64_t validation_examples() const override { return images_.validation.size(); }
   Batch batch(Part part, std::span<const data::ExampleTurn> turns) const override;

@@ -26,7 +26,7 @@ class TextClassificationTask : public ClassificationTask {
                     const std::function<void(const std::string&)>& report);
   TextClassificationTask(const ClassifierConfig& config, Texts texts);
 
-  nn::Encoder& encoder() override { return model_->encoder(); }
+  nn::Encoder& encoder() const override { return model_->encoder(); }
   std::int64_t tokens_per_example() const override { return config().model.context; }
   std::int64_t validation_examples() const override { return validation_.size(); }
   Batch batch(Part part, std::span<const data::ExampleTurn> turns) const override;
