@@ -165,9 +165,17 @@ TEST_F(ChangedImport, NamesSettingsWithoutACounterpart) {
   EXPECT_ERROR(import(), at + "activation \"mish\" is unknown, expected gelu, gelu_new");
   replace_in_config("mish", "gelu_new");
   replace_in_config("\"n_head\": 3", "\"n_head\": \"3\"");
-  EXPECT_ERROR(import(), at + "n_head: \"3\", expected an integer");
+  EXPECT_ERROR(import(), at + "n_head: \"3\", expected an integer from 0 to 2^24");
   replace_in_config("\"n_head\": \"3\"", "\"n_heads\": 3");
   EXPECT_ERROR(import(), at + "has no n_head");
+}
+
+TEST_F(ChangedImport, BuildsNothingHuge) {
+  const std::string at = "import: " + folder_.path().string();
+  replace_in_config("\"n_layer\": 2", "\"n_layer\": 16000000");
+  EXPECT_ERROR(import(), at + ": config.json describes a model of at least ");
+  replace_in_config("\"n_layer\": 16000000", "\"n_layer\": 99999999999");
+  EXPECT_ERROR(import(), at + "/config.json: n_layer: 99999999999, expected an integer from 0 to 2^24");
 }
 
 TEST_F(ChangedImport, NamesWhatIsNoSuchModel) {

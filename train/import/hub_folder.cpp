@@ -55,6 +55,12 @@ const SafetensorsFile& HubFolder::file_of(std::string_view tensor) const {
   return at->second;
 }
 
+std::int64_t HubFolder::total_values() const {
+  std::int64_t total = 0;
+  for (const auto& [name, file] : tensors_) total += file.shape(name).numel();
+  return total;
+}
+
 const json::value* HubFolder::find(std::string_view key) const {
   const json::object* place = &config_;
   for (auto dot = key.find('.'); dot != std::string_view::npos; dot = key.find('.')) {
@@ -79,8 +85,10 @@ T HubFolder::value(std::string_view key, const char* kind, const std::optional<T
 }
 
 std::int64_t HubFolder::integer(std::string_view key, std::optional<std::int64_t> fallback) const {
-  return value<std::int64_t>(key, "an integer", fallback, [](const json::value& found, auto& error) {
-    return found.to_number<std::int64_t>(error);
+  return value<std::int64_t>(key, "an integer from 0 to 2^24", fallback, [](const json::value& found, auto& error) {
+    const auto number = found.to_number<std::int64_t>(error);
+    if (!error && (number < 0 || number > 1 << 24)) error = json::error::not_exact;
+    return number;
   });
 }
 

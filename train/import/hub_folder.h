@@ -23,7 +23,8 @@ class HubFolder {
   std::string model_type() const { return text("model_type"); }
 
   // A value of config.json. `key` is a path through its objects: "rope_parameters.rope_theta". Where the key is missing
-  // or null, the fallback, or Error where there is none; Error for a value of another kind.
+  // or null, the fallback, or Error where there is none; Error for a value of another kind. Integers are sizes: 0 to
+  // 2^24.
   std::int64_t integer(std::string_view key, std::optional<std::int64_t> fallback = {}) const;
   double number(std::string_view key, std::optional<double> fallback = {}) const;
   bool boolean(std::string_view key, bool fallback) const;
@@ -33,6 +34,8 @@ class HubFolder {
 
   /// Every tensor with the file that holds it.
   const std::map<std::string, SafetensorsFile, std::less<>>& tensors() const { return tensors_; }
+  /// Values in all tensors together.
+  std::int64_t total_values() const;
   /// Throws Error where there is none of that name.
   const SafetensorsFile& file_of(std::string_view tensor) const;
 

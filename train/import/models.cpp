@@ -1,5 +1,6 @@
 #include "train/import/models.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 
@@ -182,6 +183,17 @@ nn::EncoderBlockOptions encoder_options(const HubFolder& folder) {
   return options;
 }
 
+double real(std::int64_t value) { return static_cast<double>(value); }
+
+/// Throws Error where matrices of these sizes hold more values than the files, so that nothing huge is built for them.
+/// `embeddings`: rows of `width` values.
+void check_size(const HubFolder& folder, std::int64_t layers, std::int64_t width, std::int64_t hidden,
+                std::int64_t all_heads, double embeddings) {
+  const double values = real(width) * (real(layers) * (2 * real(hidden) + 2 * real(all_heads)) + embeddings);
+  check(values <= real(folder.total_values()), "import: ", folder.path().string(),
+        ": config.json describes a model of at least ", values, " weights, the files hold ", folder.total_values());
+}
+
 /// How many classes the head tells apart.
 std::int64_t classes_of(const HubFolder& folder) {
   const Shape& shape = folder.file_of("classifier.weight").shape("classifier.weight");
@@ -197,10 +209,14 @@ ImportedLanguageModel import_language_model(const HubFolder& folder) {
   check(family == "gpt2" || family == "gemma", "import: ", folder.path().string(), "/config.json: model_type \"",
         family, "\" is no language model known here, expected \"gpt2\" or \"gemma\"");
   ImportedLanguageModel imported{family == "gpt2" ? gpt2_config(folder) : gemma_config(folder), nullptr};
+  const moe::LanguageModelConfig& config = imported.config;
+  moe::validate(config);
+  check_size(folder, config.layers, config.width, moe::feedforward_width(config),
+             config.attention.heads * moe::head_width(config), real(config.vocabulary_size));
   Generator initial(1);  // overwritten; drawn from a generator of their own so that others stay where they are
-  imported.model = moe::build_language_model(imported.config, initial);
+  imported.model = moe::build_language_model(config, initial);
   WeightNames names = family == "gpt2" ? kGpt2 : kGemma;
-  if (imported.config.tie_embeddings) names.unused.emplace_back("lm_head.weight");
+  if (config.tie_embeddings) names.unused.emplace_back("lm_head.weight");
   import_weights(folder, names, *imported.model);
   return imported;
 }
@@ -220,6 +236,8 @@ std::unique_ptr<nn::TextClassifier> import_text_classifier(const HubFolder& fold
   options.norm_epsilon = blocks.norm_epsilon;
   options.dropout = blocks.dropout;
   options.classifier_dropout = folder.number("classifier_dropout", blocks.dropout);
+  check_size(folder, blocks.layers, blocks.width, blocks.hidden, blocks.width,
+             real(options.vocabulary_size) + real(options.positions));
   Generator initial(1);
   auto model = std::make_unique<nn::TextClassifier>(options, nn::dense_encoder_blocks(blocks, initial), initial);
   import_weights(folder, kBert, *model);
@@ -238,6 +256,9 @@ std::unique_ptr<nn::VisionTransformer> import_image_classifier(const HubFolder& 
   options.width = blocks.width;
   options.norm_epsilon = blocks.norm_epsilon;
   options.dropout = blocks.dropout;
+  const double patch = real(options.patch_size), side = real(options.image_size) / std::max(patch, 1.0);
+  check_size(folder, blocks.layers, blocks.width, blocks.hidden, blocks.width,
+             side * side + real(options.channels) * patch * patch);
   Generator initial(1);
   auto model = std::make_unique<nn::VisionTransformer>(options, nn::dense_encoder_blocks(blocks, initial), initial);
   import_weights(folder, kVit, *model);
