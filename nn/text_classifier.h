@@ -37,22 +37,10 @@ struct TextBatch {
 };
 
 /// BERT-style classifier (Devlin et al., 2019): the sum of token, position and segment embeddings, a norm, an encoder,
-/// pooling, a linear map to the classes. The defaults, with post-layernorm blocks, are BERT. Its parameters, and those
-/// of transformers' BertForSequenceClassification with equal shapes:
-///
-///   embedding.weight [V, D]                    bert.embeddings.word_embeddings.weight
-///   position.weight [positions, D]             bert.embeddings.position_embeddings.weight
-///   segment.weight [segments, D]               bert.embeddings.token_type_embeddings.weight
-///   embedding_norm.{weight,bias}               bert.embeddings.LayerNorm.{weight,bias}
-///   layers.<i>.attention.{query,key,value}.*   bert.encoder.layer.<i>.attention.self.{query,key,value}.*
-///   layers.<i>.attention.output.*              bert.encoder.layer.<i>.attention.output.dense.*
-///   layers.<i>.attention_norm.*                bert.encoder.layer.<i>.attention.output.LayerNorm.*
-///   layers.<i>.feed_forward.up.*               bert.encoder.layer.<i>.intermediate.dense.*
-///   layers.<i>.feed_forward.down.*             bert.encoder.layer.<i>.output.dense.*
-///   layers.<i>.feed_forward_norm.*             bert.encoder.layer.<i>.output.LayerNorm.*
-///   final_norm.*                               none
-///   pooler.*                                   bert.pooler.dense.*
-///   classifier.* [classes, D]                  classifier.*
+/// pooling, a linear map to the classes. The defaults, with post-layernorm blocks, are BERT. Parameters
+/// embedding.weight [V, D], position.weight [positions, D], segment.weight [segments, D], embedding_norm.*,
+/// layers.<i>.*, final_norm.*, pooler.weight [D, D], pooler.bias, classifier.weight [classes, D], classifier.bias, as
+/// far as wanted.
 class TextClassifier : public Module {
  public:
   TextClassifier(const TextClassifierOptions& options, std::vector<std::unique_ptr<TransformerBlock>> blocks,

@@ -22,20 +22,8 @@ struct VisionTransformerOptions {
 
 /// Vision transformer (Dosovitskiy et al., 2021): a linear map of each of N patches, a class token before them, learned
 /// positions, an encoder with a last norm, a linear map of the class token to the classes. With pre-layernorm blocks
-/// its parameters are those of transformers' ViTForImageClassification, of equal shapes but for the first three:
-///
-///   patch_embedding.weight [D, C P P]          vit.embeddings.patch_embeddings.projection.weight [D, C, P, P]
-///   patch_embedding.bias [D]                   vit.embeddings.patch_embeddings.projection.bias
-///   class_token [D]                            vit.embeddings.cls_token [1, 1, D]
-///   position.weight [1 + N, D]                 vit.embeddings.position_embeddings [1, 1 + N, D]
-///   layers.<i>.attention_norm.*                vit.encoder.layer.<i>.layernorm_before.*
-///   layers.<i>.attention.{query,key,value}.*   vit.encoder.layer.<i>.attention.attention.{query,key,value}.*
-///   layers.<i>.attention.output.*              vit.encoder.layer.<i>.attention.output.dense.*
-///   layers.<i>.feed_forward_norm.*             vit.encoder.layer.<i>.layernorm_after.*
-///   layers.<i>.feed_forward.up.*               vit.encoder.layer.<i>.intermediate.dense.*
-///   layers.<i>.feed_forward.down.*             vit.encoder.layer.<i>.output.dense.*
-///   final_norm.*                               vit.layernorm.*
-///   classifier.* [classes, D]                  classifier.*
+/// this is ViT. Parameters patch_embedding.weight [D, C P P], patch_embedding.bias, class_token [D], position.weight
+/// [1 + N, D], layers.<i>.*, final_norm.*, classifier.weight [classes, D], classifier.bias.
 class VisionTransformer : public Module {
  public:
   VisionTransformer(const VisionTransformerOptions& options, std::vector<std::unique_ptr<TransformerBlock>> blocks,
