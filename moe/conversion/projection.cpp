@@ -9,6 +9,10 @@ namespace {
 /// x to the nearest integer, halves to the even one, whatever the floating-point environment.
 double round_half_to_even(double x) { return x - std::remainder(x, 1.0); }
 
+std::string name_in(const std::string& attention, nn::ProjectionKind kind) {
+  return attention + (attention.empty() ? "" : ".") + nn::sublayer_name(kind);
+}
+
 }  // namespace
 
 std::int64_t projection_width(std::int64_t inputs, std::int64_t outputs, double flops_factor) {
@@ -48,12 +52,21 @@ std::vector<ProjectionPlace> linear_projections(nn::Module& model, const std::ve
   for (const auto& [path, attention] : model.named_modules_of<nn::MultiHeadAttention>())
     for (const nn::ProjectionKind kind : nn::kProjectionKinds) {
       if (std::find(kinds.begin(), kinds.end(), kind) == kinds.end()) continue;
-      const std::string name = path + (path.empty() ? "" : ".") + nn::sublayer_name(kind);
+      const std::string name = name_in(path, kind);
       check(attention->linear(kind) != nullptr, "projections: ", name, " has a stand-in already");
       places.push_back({name, attention, kind});
     }
   check(!places.empty(), "projections: the model has no dense attention, or no kind of projection is named");
   return places;
+}
+
+std::vector<std::pair<std::string, nn::FeedForward*>> dense_stand_ins(nn::Module& model) {
+  std::vector<std::pair<std::string, nn::FeedForward*>> layers;
+  for (const auto& [path, attention] : model.named_modules_of<nn::MultiHeadAttention>())
+    for (const nn::ProjectionKind kind : nn::kProjectionKinds)
+      if (auto* layer = dynamic_cast<nn::FeedForward*>(attention->stand_in(kind)))
+        layers.emplace_back(name_in(path, kind), layer);
+  return layers;
 }
 
 void replace_projections(nn::Module& model, const StandInOptions& options, Generator& generator) {

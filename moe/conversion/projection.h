@@ -38,6 +38,9 @@ struct ProjectionPlace {
 /// not linear any more.
 std::vector<ProjectionPlace> linear_projections(nn::Module& model, const std::vector<nn::ProjectionKind>& kinds);
 
+/// The stand-ins for projections below `model` that are dense, in its order, with their paths in it.
+std::vector<std::pair<std::string, nn::FeedForward*>> dense_stand_ins(nn::Module& model);
+
 /// Puts untrained stand-ins in the place of the model's projections: the shape of a model whose trained ones are to be
 /// read from a file.
 void replace_projections(nn::Module& model, const StandInOptions& options,

@@ -4,11 +4,10 @@
 
 namespace switchyard::moe {
 
-Sparsifier::Sparsifier(nn::Module& model, const SparsityPenaltyOptions& options) : options_(options) {
-  for (const auto& [name, module] : model.named_modules())
-    if (auto* dense = dynamic_cast<nn::FeedForward*>(module))
-      layers_.push_back(std::make_unique<Layer>(Layer{name, dense, {}}));
-  check(!layers_.empty(), "sparsify: the model has no dense feed-forward");
+Sparsifier::Sparsifier(const std::vector<std::pair<std::string, nn::FeedForward*>>& layers,
+                       const SparsityPenaltyOptions& options)
+    : options_(options) {
+  for (const auto& [name, module] : layers) layers_.push_back(std::make_unique<Layer>(Layer{name, module, {}}));
   for (const auto& layer : layers_)
     layer->module->set_observer(
         [this, &layer = *layer](const nn::Neurons& neurons) { return observe(layer, neurons); });

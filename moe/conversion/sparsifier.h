@@ -22,18 +22,19 @@ struct LayerSparsity {
   SparsitySummary summary;
 };
 
-/// Watches every dense feed-forward of a model for as long as it lives: in training it adds a penalty to the loss, in
+/// Watches dense feed-forwards of a model for as long as it lives: in training it adds a penalty to the loss, in
 /// evaluation it counts how sparse the activations are.
 class Sparsifier {
  public:
-  /// Throws Error when `model`, which must live longer, has no dense feed-forward.
-  Sparsifier(nn::Module& model, const SparsityPenaltyOptions& options);
+  /// Layers with their paths in the model. They must live longer, and no other Sparsifier may watch them.
+  Sparsifier(const std::vector<std::pair<std::string, nn::FeedForward*>>& layers,
+             const SparsityPenaltyOptions& options);
   ~Sparsifier();
   Sparsifier(const Sparsifier&) = delete;
   Sparsifier& operator=(const Sparsifier&) = delete;
 
-  /// From now on `weight` times the mean of the layers' penalties is added to the
-  /// loss. 0, the weight in the beginning: nothing is.
+  /// From now on `weight` times the mean of the layers' penalties is added to the loss. 0, the weight in the beginning:
+  /// nothing is.
   void set_weight(double weight) { weight_ = weight; }
   /// What passed through in evaluation since the last call, layer by layer in the model's order. Waits for the device.
   std::vector<LayerSparsity> take_summaries();

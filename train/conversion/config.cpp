@@ -18,12 +18,30 @@ void describe_training(Schema& schema, ConversionTrainingConfig& training) {
   schema.integer("log_every", training.log_every, 1, kManySteps, "steps between progress and metrics lines");
 }
 
+void describe_projections(Schema& schema, ProjectionsConfig& projections) {
+  using ops::Activation;
+  schema.section("projections", "linear maps of attention replaced by two-layer perceptrons that learn to do the same");
+  schema.integer("steps", projections.steps, 1, kManySteps, "optimiser steps");
+  schema.choice_list("kinds", projections.kinds, "which: of queries, keys, values and the output");
+  schema.number("flops_factor", projections.flops_factor, 0, 1e6,
+                "multiply-adds of the perceptron / of the linear map");
+  schema.choice("activation", projections.activation,
+                {Activation::relu, Activation::gelu, Activation::gelu_tanh, Activation::silu}, "of the perceptron");
+  schema.boolean("residual", projections.residual, "add the perceptron's input to its result");
+  schema.integer("expert_width", projections.expert_width, 1, 1 << 20,
+                 "neurons per expert in phase experts; the perceptron's width is rounded down to a multiple");
+  schema.integer("router_hidden", projections.router_hidden, 1, 1 << 16, "neurons of the perceptron's router");
+  describe_optimizer(schema, "projections.optimizer", projections.optimizer);
+}
+
 void describe_sparsify(Schema& schema, SparsifyConfig& sparsify) {
   schema.section("sparsify", "fine-tuning with a penalty on neurons that are active");
   schema.integer("steps", sparsify.steps, 1, kManySteps, "optimiser steps");
   schema.choice("measure", sparsify.measure, {moe::SparsityMeasure::square_hoyer, moe::SparsityMeasure::l1},
                 "what is penalised, per token: (sum |a|)^2 / sum a^2, or sum |a|");
-  schema.number("weight", sparsify.weight, 0, 1e9, "of the penalty, a mean over the layers, beside the loss");
+  schema.number("weight", sparsify.weight, 0, 1e9, "of the penalty, a mean over the feed-forwards, beside the loss");
+  schema.number("projections_weight", sparsify.projections_weight, 0, 1e9,
+                "of the same penalty, a mean over the perceptrons that stand in for projections");
   schema.choice("schedule", sparsify.schedule, "the weight from the first step on, or rising to it over all steps");
   schema.number("displacement", sparsify.displacement, -1e9, 1e9,
                 "activations other than relu: penalised is how far their arguments lie above this");
@@ -53,11 +71,13 @@ void validate_phases(const ConversionConfig& config) {
   check(!config.phases.empty(), "config: phases: is empty, expected at least one phase");
   for (std::size_t i = 1; i < config.phases.size(); ++i)
     check(config.phases[i - 1] < config.phases[i],
-          "config: phases: expected some of sparsify, experts, routers in this order, each once");
+          "config: phases: expected some of projections, sparsify, experts, routers in this order, each once");
 }
 
 void validate(const ConversionConfig& config) {
   validate_phases(config);
+  validate_optimizer("projections.optimizer", config.projections.optimizer, "projections.steps",
+                     config.projections.steps);
   validate_optimizer("sparsify.optimizer", config.sparsify.optimizer, "sparsify.steps", config.sparsify.steps);
   validate_optimizer("routers.optimizer", config.routers.optimizer, "routers.steps", config.routers.steps);
 }
@@ -73,6 +93,7 @@ Schema describe(ConversionConfig& config) {
   schema.text("model", config.model, "folder of the run, or of another conversion, to convert (convert --model)");
   schema.choice_list("phases", config.phases, "what is done, in this order; leave out what is not wanted");
   describe_training(schema, config.training);
+  describe_projections(schema, config.projections);
   describe_sparsify(schema, config.sparsify);
   describe_experts(schema, config.experts);
   describe_routers(schema, config.routers);

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "moe/conversion/projection.h"
 #include "moe/conversion/router_tutor.h"
 #include "moe/conversion/sparsity.h"
 #include "train/config_sections.h"
@@ -10,7 +11,7 @@
 namespace switchyard::train {
 
 /// The phases of a conversion, in their order.
-enum class PhaseKind : std::uint8_t { sparsify, experts, routers };
+enum class PhaseKind : std::uint8_t { projections, sparsify, experts, routers };
 /// How the weight of the sparsity penalty goes over the steps.
 enum class WeightSchedule : std::uint8_t { constant, linear };
 /// Routers of D2DMoE, which predict the norm of each expert's output, or of MoEfication, which predict each expert's
@@ -18,7 +19,9 @@ enum class WeightSchedule : std::uint8_t { constant, linear };
 enum class RouterKind : std::uint8_t { norm, moefication };
 enum class RegressionLoss : std::uint8_t { mse, huber };
 
-constexpr auto names_of(PhaseKind) { return std::array<std::string_view, 3>{"sparsify", "experts", "routers"}; }
+constexpr auto names_of(PhaseKind) {
+  return std::array<std::string_view, 4>{"projections", "sparsify", "experts", "routers"};
+}
 constexpr auto names_of(WeightSchedule) { return std::array<std::string_view, 2>{"constant", "linear"}; }
 constexpr auto names_of(RouterKind) { return std::array<std::string_view, 2>{"norm", "moefication"}; }
 constexpr auto names_of(RegressionLoss) { return std::array<std::string_view, 2>{"mse", "huber"}; }
@@ -31,10 +34,22 @@ struct ConversionTrainingConfig {
   std::int64_t log_every = 50;
 };
 
+struct ProjectionsConfig {
+  std::int64_t steps = 1000;
+  std::vector<nn::ProjectionKind> kinds{nn::kProjectionKinds.begin(), nn::kProjectionKinds.end()};
+  double flops_factor = 1;
+  ops::Activation activation = ops::Activation::relu;
+  bool residual = false;
+  std::int64_t expert_width = 8;
+  std::int64_t router_hidden = 32;
+  OptimizerConfig optimizer = {.learning_rate = 1e-3, .weight_decay = 0, .schedule = {}};
+};
+
 struct SparsifyConfig {
   std::int64_t steps = 1000;
   moe::SparsityMeasure measure = moe::SparsityMeasure::square_hoyer;
   double weight = 1e-3;
+  double projections_weight = 1e-3;
   WeightSchedule schedule = WeightSchedule::linear;
   double displacement = -10;
   bool swap_to_relu = false;
@@ -58,6 +73,7 @@ struct ConversionConfig {
   std::string model;  ///< folder of the run, or of another conversion, that is converted
   std::vector<PhaseKind> phases = {PhaseKind::sparsify, PhaseKind::experts, PhaseKind::routers};
   ConversionTrainingConfig training;
+  ProjectionsConfig projections;
   SparsifyConfig sparsify;
   ExpertsConfig experts;
   RoutersConfig routers;

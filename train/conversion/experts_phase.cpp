@@ -16,13 +16,21 @@ moe::ConversionOptions options_of(const ConversionConfig& config) {
   return options;
 }
 
+/// For the stand-ins of projections.
+moe::ConversionOptions projection_options_of(const ConversionConfig& config) {
+  moe::ConversionOptions options = options_of(config);
+  options.expert_width = config.projections.expert_width;
+  options.router.hidden = config.projections.router_hidden;
+  return options;
+}
+
 /// Experts of neighbouring neurons: the sizes, without the work.
 void reshape(Task& task, const ConversionConfig& config) {
-  moe::ConversionOptions options = options_of(config);
-  options.cluster = false;
+  moe::ConversionOptions options = options_of(config), projection_options = projection_options_of(config);
+  options.cluster = projection_options.cluster = false;
   Generator generator(static_cast<std::uint64_t>(config.training.seed));
   moe::convert_feed_forwards(blocks_of(task), options, generator);
-  moe::convert_projections(task.model(), options, generator);
+  moe::convert_projections(task.model(), projection_options, generator);
 }
 
 std::optional<boost::json::object> run(PhaseContext& context) {
@@ -39,7 +47,9 @@ std::optional<boost::json::object> run(PhaseContext& context) {
                        static_cast<long long>(weights.experts()), static_cast<long long>(weights.expert_width()),
                        format_duration(seconds.count()).c_str()));
   }
-  moe::convert_projections(context.task.model(), options, generator);
+  const auto projections =
+      moe::convert_projections(context.task.model(), projection_options_of(context.config), generator);
+  if (!projections.empty()) context.say(format("experts  %zu projections", projections.size()));
   return to_json(context.task.evaluate());
 }
 

@@ -24,9 +24,13 @@ moe::RouterLoss loss_of(const RoutersConfig& config) {
 /// How the routers order the experts of a batch that they were not trained on.
 json::object judge(Task& task, const moe::RouterTutor& tutor) {
   task.run_training_batch();
+  const std::vector<moe::RouterQuality> qualities = tutor.quality(kJudgedRows, kRecallShare);
   json::array layers;
-  for (const moe::RouterQuality& quality : tutor.quality(kJudgedRows, kRecallShare))
-    layers.push_back({{"rank_correlation", quality.rank_correlation}, {"top_recall", quality.top_recall}});
+  for (const auto& [name, layer] : task.model().named_modules_of<moe::DynamicFeedForward>()) {
+    const moe::RouterQuality& quality = qualities[layers.size()];
+    layers.push_back(
+        {{"name", name}, {"rank_correlation", quality.rank_correlation}, {"top_recall", quality.top_recall}});
+  }
   return {{"recall_share", kRecallShare}, {"layers", std::move(layers)}};
 }
 
@@ -49,10 +53,9 @@ std::optional<json::object> run(PhaseContext& context) {
 
 std::string summary(const json::object& results) {
   std::string text = "routers: rank correlation, and recall of the best quarter of the experts\n";
-  std::size_t index = 0;
   for (const json::value& layer : results.at("layers").as_array())
-    text += format("  layer %-3zu %.3f  %.3f\n", index++, layer.at("rank_correlation").to_number<double>(),
-                   layer.at("top_recall").to_number<double>());
+    text += format("  %-28s %.3f  %.3f\n", layer.at("name").as_string().c_str(),
+                   layer.at("rank_correlation").to_number<double>(), layer.at("top_recall").to_number<double>());
   return text;
 }
 

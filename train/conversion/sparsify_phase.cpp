@@ -1,5 +1,6 @@
 #include <boost/json/array.hpp>
 
+#include "moe/conversion/projection.h"
 #include "moe/conversion/sparsifier.h"
 #include "train/conversion/phase.h"
 
@@ -15,20 +16,46 @@ void reshape(Task& task, const ConversionConfig& config) {
   for (const auto& [name, layer] : layers) layer->set_activation(ops::Activation::relu);
 }
 
-nn::Schedule weight_schedule(const SparsifyConfig& config) {
-  return config.schedule == WeightSchedule::constant ? moe::sparsity_weight::constant(config.weight)
-                                                     : moe::sparsity_weight::linear(config.weight, config.steps);
+nn::Schedule weight_schedule(const SparsifyConfig& config, double weight) {
+  return config.schedule == WeightSchedule::constant ? moe::sparsity_weight::constant(weight)
+                                                     : moe::sparsity_weight::linear(weight, config.steps);
 }
 
+std::vector<std::pair<std::string, nn::FeedForward*>> feed_forwards_of(nn::Module& model) {
+  std::vector<std::pair<std::string, nn::FeedForward*>> layers;
+  for (const auto& [name, block] : model.named_modules_of<nn::TransformerBlock>())
+    if (auto* layer = dynamic_cast<nn::FeedForward*>(&block->feed_forward()))
+      layers.emplace_back(name + ".feed_forward", layer);
+  return layers;
+}
+
+/// The penalties on the blocks' feed-forwards and on the stand-ins for projections, which have weights of their own.
+struct Penalties {
+  Penalties(nn::Module& model, const SparsifyConfig& config)
+      : feed_forwards(feed_forwards_of(model), {config.measure, config.displacement}),
+        projections(moe::dense_stand_ins(model), {config.measure, config.displacement}),
+        weight(weight_schedule(config, config.weight)),
+        projections_weight(weight_schedule(config, config.projections_weight)) {}
+
+  void start_step(std::int64_t step) {
+    feed_forwards.set_weight(weight(step));
+    projections.set_weight(projections_weight(step));
+  }
+
+  moe::Sparsifier feed_forwards, projections;
+  nn::Schedule weight, projections_weight;
+};
+
 /// The model's score on its validation data, and how sparse its layers were meanwhile.
-json::object measure(Task& task, moe::Sparsifier& sparsifier) {
+json::object measure(Task& task, Penalties& penalties) {
   json::object result = to_json(task.evaluate());
   json::array layers;
-  for (const auto& [name, sparsity] : sparsifier.take_summaries())
-    layers.push_back({{"name", name},
-                      {"zero", sparsity.zero},
-                      {"below_tenth", sparsity.below_tenth},
-                      {"below_hundredth", sparsity.below_hundredth}});
+  for (moe::Sparsifier* sparsifier : {&penalties.feed_forwards, &penalties.projections})
+    for (const auto& [name, sparsity] : sparsifier->take_summaries())
+      layers.push_back({{"name", name},
+                        {"zero", sparsity.zero},
+                        {"below_tenth", sparsity.below_tenth},
+                        {"below_hundredth", sparsity.below_hundredth}});
   result["layers"] = std::move(layers);
   return result;
 }
@@ -36,12 +63,11 @@ json::object measure(Task& task, moe::Sparsifier& sparsifier) {
 std::optional<json::object> run(PhaseContext& context) {
   const SparsifyConfig& config = context.config.sparsify;
   Task& task = context.task;
-  moe::Sparsifier sparsifier(task.model(), {config.measure, config.displacement});
-  json::object before = measure(task, sparsifier);
+  Penalties penalties(task.model(), config);
+  json::object before = measure(task, penalties);
   reshape(task, context.config);
-  const nn::Schedule weight = weight_schedule(config);
   const auto loss = [&](std::int64_t step) {
-    sparsifier.set_weight(weight(step));
+    penalties.start_step(step);
     return task.training_loss();
   };
   task.model().train();
@@ -49,7 +75,7 @@ std::optional<json::object> run(PhaseContext& context) {
       fit_phase(context, PhaseKind::sparsify, loss, task.model().named_parameters(), config.steps, config.optimizer);
   task.model().eval();
   if (!finished) return std::nullopt;
-  return json::object{{"before", std::move(before)}, {"after", measure(task, sparsifier)}};
+  return json::object{{"before", std::move(before)}, {"after", measure(task, penalties)}};
 }
 
 std::string summary(const json::object& results) {

@@ -30,7 +30,7 @@ TEST(ConversionConfig, ValuesArriveWhereTheyBelong) {
 
 TEST(ConversionConfig, WhatDoesNotFitIsNamed) {
   EXPECT_ERROR(parsed(R"({"phases": []})"), "config: phases: is empty, expected at least one phase");
-  EXPECT_ERROR(parsed(R"({"phases": ["experts", "sparsify"]})"), "config: phases: expected some of sparsify, ");
+  EXPECT_ERROR(parsed(R"({"phases": ["experts", "sparsify"]})"), "config: phases: expected some of projections, sparsify, ");
   EXPECT_ERROR(parsed(R"({"phases": ["experts", "experts"]})"), "config: phases: ");
   EXPECT_ERROR(parsed(R"({"phases": ["polish"]})"), "config: phases");
   EXPECT_ERROR(parsed(R"({"experts": {"expert_width": 0}})"), "config: experts.expert_width: 0 is out of range");
