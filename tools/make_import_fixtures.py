@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Makes the files that tests/train/import_test.cpp reads: small models of the transformers library, saved as it saves them,
-with inputs and the logits that it computes.
+"""Makes the files that tests/train/import_test.cpp reads: small models of the transformers library, saved as it saves
+them, with inputs and the logits that it computes.
 
   python3 tools/make_import_fixtures.py [tests/train/fixtures]
 
@@ -34,7 +34,8 @@ def random_tokens(vocabulary, generator):
 
 
 def gpt2(generator):
-    config = transformers.GPT2Config(vocab_size=61, n_positions=16, n_embd=24, n_layer=2, n_head=3, bos_token_id=0, eos_token_id=0)
+    config = transformers.GPT2Config(
+        vocab_size=61, n_positions=16, n_embd=24, n_layer=2, n_head=3, bos_token_id=0, eos_token_id=0)
     return transformers.GPT2LMHeadModel(config), {"input_ids": random_tokens(61, generator)}
 
 
@@ -60,7 +61,8 @@ def vit(generator):
     config = transformers.ViTConfig(
         hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=3, image_size=12, patch_size=4,
         num_channels=3, num_labels=5)
-    return transformers.ViTForImageClassification(config), {"pixel_values": torch.randn(BATCH, 3, 12, 12, generator=generator)}
+    images = torch.randn(BATCH, 3, 12, 12, generator=generator)
+    return transformers.ViTForImageClassification(config), {"pixel_values": images}
 
 
 FAMILIES = {"gpt2": gpt2, "gemma": gemma, "bert": bert, "vit": vit}
