@@ -70,8 +70,6 @@ class MultiHeadAttention : public AttentionLayer {
   void set_stand_in(ProjectionKind kind, std::unique_ptr<FeedForwardLayer> layer);
   /// From now on `observer` sees every projection; an empty one sees nothing.
   void set_projection_observer(ProjectionObserver observer) { observer_ = std::move(observer); }
-  std::int64_t heads() const { return heads_; }
-  std::int64_t head_width() const { return head_width_; }
 
  private:
   struct Projection {
