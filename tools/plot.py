@@ -268,7 +268,7 @@ def plot_text(arguments):
                       family="DejaVu Sans Mono", fontsize=970 / arguments.columns, parse_math=False)
     axes.axis("off")
     figure.colorbar(matplotlib.cm.ScalarMappable(scale, colours), cax=bar, orientation="horizontal")
-    bar.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    bar.xaxis.set_major_formatter(PercentFormatter(1))
     bar.set_xlabel("multiply-adds of a token, share of the dense layers'")
     setting = setting_text(compute_map, compute_map["value"])
     axes.set_title(arguments.title or f"{setting}: {costs.mean():.0%} of the dense multiply-adds", loc="left")
@@ -294,7 +294,7 @@ def plot_images(arguments):
     for axes in panels.flat:
         axes.axis("off")
     bar = figure.colorbar(heat, ax=panels, location="bottom", aspect=60, pad=0.03)
-    bar.ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    bar.ax.xaxis.set_major_formatter(PercentFormatter(1))
     bar.set_label("multiply-adds of the patch, share of the dense layers' (numbers: label and mean)")
     figure.suptitle(arguments.title or setting_text(compute_map, compute_map["value"]), x=0.01, ha="left", fontsize=12)
     save(figure, arguments)

@@ -34,7 +34,7 @@ class Conversion {
 
   /// Measures the model, as the last finished phase left it, at every setting of the section `sweep`, beside the dense
   /// model that it comes from, and writes sweep.json: what sweep() returns, with the configuration as "config" and the
-  /// device as "device"; and compute_map.json, with the gates that cost nearest to sweep.map_share. Routers of
+  /// device as "device"; and compute_map.json, with the gates that sweep.map_share asks for. Routers of
   /// MoEfication are measured with topk gates only. Does nothing where that file holds the same configuration and
   /// device, or where the phases train no routers.
   void measure();

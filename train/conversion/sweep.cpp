@@ -128,6 +128,15 @@ json::array layers_json(nn::Module& model) {
   return layers;
 }
 
+/// Mean over the layers of the share of experts that tokens ran.
+double share_of_experts(const json::value& point, const json::array& layers) {
+  double sum = 0;
+  for (std::size_t i = 0; i < layers.size(); ++i)
+    sum +=
+        point.at("layers").at(i).at("mean_experts").to_number<double>() / layers[i].at("experts").to_number<double>();
+  return sum / static_cast<double>(layers.size());
+}
+
 std::string line_of(const std::string& setting, const Measurement& measurement) {
   char text[160];
   std::snprintf(text, sizeof text, "%-28s loss %.4f", setting.c_str(), measurement.score.loss);
@@ -157,7 +166,7 @@ void describe_sweep(Schema& schema, SweepConfig& config) {
   schema.number_list("topk", config.topk, 0, 1, "share of the experts that each token runs");
   schema.boolean("tau_by_layer", config.tau_by_layer, "dynk_max also with a tau chosen for each layer");
   schema.number("map_share", config.map_share, 0, 1,
-                "the compute map is made with the gates that cost nearest to this share of the dense model");
+                "of the experts that tokens run in the compute map, as near as a setting comes");
   schema.integer("repeats", config.measurement.repeats, 0, 1000, "timed passes, whose median counts; 0 takes no times");
   schema.integer("decoded_tokens", config.measurement.decoded_tokens, 1, 1 << 20, "tokens of a timed decoding");
 }
@@ -233,7 +242,7 @@ void set_gates_near(nn::Module& model, const json::object& sweep, double share) 
   check(!curves.empty(), "set_gates_near: the sweep has no curves");
   double nearest = std::numeric_limits<double>::infinity(), value = 0;
   for (const json::value& point : curves[0].at("points").as_array()) {
-    const double distance = std::fabs(point.at("share_of_dense").to_number<double>() - share);
+    const double distance = std::fabs(share_of_experts(point, sweep.at("layers").as_array()) - share);
     if (distance >= nearest) continue;
     nearest = distance;
     value = point.at("value").to_number<double>();

@@ -18,7 +18,7 @@ struct SweepConfig {
   std::vector<double> topk = {0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0};  ///< k as a share of the layer's experts
   /// Also chooses a tau for each layer by itself, out of the list dynk_max: see layer_taus().
   bool tau_by_layer = false;
-  double map_share = 0.5;  ///< the compute map is made with the gates that cost nearest to this share of dense
+  double map_share = 0.3;  ///< of the experts that tokens run in the compute map, as near as a setting comes
   MeasurementOptions measurement;
 };
 
@@ -50,8 +50,8 @@ std::vector<std::vector<double>> layer_taus(Task& task, const std::vector<double
 boost::json::object sweep(Task& task, const SweepConfig& config, const Measurement& dense,
                           const std::function<void(const std::string&)>& report);
 
-/// Sets the gates of the model that `sweep` was made of to the setting of its first curve that cost nearest to `share`
-/// of the dense model's multiply-adds.
+/// Sets the gates of the model that `sweep` was made of to the setting of its first curve at which the tokens ran, on
+/// average, nearest to `share` of the experts.
 void set_gates_near(nn::Module& model, const boost::json::object& sweep, double share);
 
 }  // namespace switchyard::train

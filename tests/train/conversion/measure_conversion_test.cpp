@@ -41,7 +41,7 @@ TEST(MeasureConversion, MeasuresAnewOnlyWhereSettingsChanged) {
   EXPECT_EQ(measured(folder / "converted", settings), (std::pair(first, 0)));
   const json::value map = parse_json(testing::read_bytes(folder / "converted" / "compute_map.json"), "map");
   EXPECT_EQ(map.at("method").as_string(), "dynk_max");
-  EXPECT_EQ(map.at("value").to_number<double>(), 0.5);  // the cheaper of the two, neither of which is below a half
+  EXPECT_EQ(map.at("value").to_number<double>(), 0.5);  // 1 would run all experts, far from sweep.map_share
 
   settings["sweep"].as_object()["dynk_max"] = {0.25};
   const auto [second, more_lines] = measured(folder / "converted", settings);
