@@ -117,14 +117,16 @@ TEST(ConvertProjections, AllExpertsGiveTheLogitsBefore) {
 }
 
 TEST(ConvertProjections, DecodingTokenByTokenFollowsTheLogits) {
-  const auto model = model_with_stand_ins(false, ops::Activation::relu);
-  convert_projections(*model, options_of(4));
-  convert_feed_forwards(*model, options_of(4));
-  for (DynamicFeedForward* layer : converted_layers(*model)) layer->set_gate({GateMode::dynk_max, 1, 0.5});
-  const Tensor text = tokens(), whole = model->logits(text).data();
-  nn::DecodingState state;
-  for (std::int64_t t = 0; t < text.size(1); ++t)
-    EXPECT_CLOSE(model->decode(text.slice(1, t, t + 1), state), whole.slice(1, t, t + 1), 1e-4);
+  for (const bool residual : {false, true}) {
+    const auto model = model_with_stand_ins(residual, ops::Activation::relu);
+    convert_projections(*model, options_of(4));
+    convert_feed_forwards(*model, options_of(4));
+    for (DynamicFeedForward* layer : converted_layers(*model)) layer->set_gate({GateMode::dynk_max, 1, 0.5});
+    const Tensor text = tokens(), whole = model->logits(text).data();
+    nn::DecodingState state;
+    for (std::int64_t t = 0; t < text.size(1); ++t)
+      EXPECT_CLOSE(model->decode(text.slice(1, t, t + 1), state), whole.slice(1, t, t + 1), 1e-4);
+  }
 }
 
 TEST(ConvertProjections, WithoutStandInsNothingChanges) {

@@ -8,6 +8,7 @@
 #include "moe/conversion/cost.h"
 #include "tests/support/errors.h"
 #include "tests/train/conversion/tiny_conversion.h"
+#include "tests/train/tiny_classifier.h"
 #include "train/checkpoint.h"
 
 namespace switchyard::train {
@@ -110,6 +111,21 @@ TEST_F(ProjectionsTest, GoOnAfterAStop) {
     EXPECT_TRUE(read_bytes(a[0].second / "model.safetensors") == read_bytes(b[0].second / "model.safetensors"))
         << phase;
   }
+}
+
+TEST(ClassifierProjections, AreConvertedToo) {
+  const testing::TemporaryFolder folder;
+  ClassifierConfig trained = tiny_image_classifier(folder.path());
+  trained.training.steps = 40;
+  const RunFolder run = tiny_classifier_run(trained);
+  train_classifier(run, trained);
+  ConversionConfig config = with_projections(run.path());
+  config.sparsify.steps = config.routers.steps = 20;
+  Conversion conversion(folder / "out", config, device(), kSilent);
+  ASSERT_TRUE(conversion.run([] { return false; }));
+  const json::object learned = conversion.results(PhaseKind::projections).value();
+  EXPECT_LT(loss_of(learned.at("after")), loss_of(learned.at("before")) + 0.3);
+  EXPECT_EQ(load_converted(folder / "out", {device()}, kSilent)->evaluate().loss, conversion.task().evaluate().loss);
 }
 
 TEST_F(ProjectionsTest, WhatDoesNotFitIsToldBeforeAnyWork) {
