@@ -3,12 +3,14 @@
 
   tools/plot.py losses RUN [RUN ...]        training and validation loss of run folders, side by side
   tools/plot.py sweep SWEEP [SWEEP ...]     loss or accuracy against multiply-adds, and against time
+  tools/plot.py budgets SWEEP [SWEEP ...]   no picture, but a table: the same at given shares of the multiply-adds
   tools/plot.py histogram SWEEP             how many experts the tokens of each layer ran
   tools/plot.py text COMPUTE_MAP            a text, each token coloured by what it cost
   tools/plot.py images COMPUTE_MAP          images under the cost of their patches
 
 SWEEP and COMPUTE_MAP are the files sweep.json and compute_map.json of a conversion; train/conversion/sweep.h and
-compute_map.h say what is in them. An input may be given a name of its own: `"from scratch=runs/a"`. Every command takes --out FILE and --title TEXT.
+compute_map.h say what is in them. An input may be given a name of its own: `"from scratch=runs/a"`. Commands that draw
+take --out FILE and --title TEXT.
 """
 
 import argparse
@@ -33,7 +35,8 @@ HEAT = "cividis"
 DPI = 100  # 9 inches are 900 pixels
 
 METHODS = {"all": "all experts", "dynk_max": "D2DMoE", "dynk_max_by_layer": "D2DMoE, tau by layer",
-           "dynk": "cumulative share", "topk": "static top-k", "early_exit": "early exit", "token_dropping": "token dropping"}
+           "dynk": "cumulative share", "topk": "static top-k",
+           "early_exit": "early exit", "token_dropping": "token dropping"}
 
 
 def style():
@@ -80,7 +83,7 @@ def save(figure, arguments):
     print(f"wrote {arguments.out}")
 
 
-# --- losses -----------------------------------------------------------------------------------------------------------
+# --- losses ----------------------------------------------------------------------------------------------------------
 
 
 def read_metrics(path):
@@ -123,7 +126,7 @@ def plot_losses(arguments):
     save(figure, arguments)
 
 
-# --- sweep ------------------------------------------------------------------------------------------------------------
+# --- sweep -----------------------------------------------------------------------------------------------------------
 
 
 def method_name(curve):
@@ -134,9 +137,13 @@ def setting_text(curve, value):
     return method_name(curve) if curve["method"] == "all" else f"{method_name(curve)}, {curve['setting']} = {value:g}"
 
 
+def metric_of(sweeps):
+    return "accuracy" if all("accuracy" in sweep["dense"] for _, sweep in sweeps) else "loss"
+
+
 def plot_sweep(arguments):
     sweeps = [(name, read_json(path, "sweep")) for name, path in map(named, arguments.files)]
-    metric = "accuracy" if all("accuracy" in sweep["dense"] for _, sweep in sweeps) else "loss"
+    metric = metric_of(sweeps)
     dense = sweeps[0][1]["dense"]
     columns = [("share_of_dense", "share of dense multiply-adds")]
     columns += [(key, text) for key, text in (("seconds_per_token", "time per token, batch"),
@@ -182,7 +189,34 @@ def limit_values(axes, sweeps, metric, worst):
     axes.set_ylim(low - margin, high + margin)
 
 
-# --- histogram --------------------------------------------------------------------------------------------------------
+# --- budgets ---------------------------------------------------------------------------------------------------------
+
+
+def at_budget(curve, key, share):
+    """A curve's value at a share of the dense multiply-adds, straight between the points beside it; none outside."""
+    points = sorted((point["share_of_dense"], point[key]) for point in curve["points"] if key in point)
+    shares, values = zip(*points) if points else ((0,), (0,))
+    return float(np.interp(share, shares, values)) if shares[0] <= share <= shares[-1] else None
+
+
+def print_budgets(arguments):
+    sweeps = [(name, read_json(path, "sweep")) for name, path in map(named, arguments.files)]
+    metric = metric_of(sweeps)
+    print("| | " + " | ".join(f"{share:.0%}" for share in arguments.shares) + " | dense |")
+    print("|---" * (len(arguments.shares) + 2) + "|")
+    for name, sweep in sweeps:
+        dense = sweep["dense"][metric]
+        for curve in sweep["curves"]:
+            cells = [f"{name}, {method_name(curve)}"]
+            for share in arguments.shares:
+                value = at_budget(curve, metric, share)
+                change = "" if value is None else (
+                    f" ({value / dense - 1:+.1%})" if metric == "loss" else f" ({100 * (value - dense):+.1f})")
+                cells.append("" if value is None else f"{value:.4f}{change}")
+            print("| " + " | ".join(cells + [f"{dense:.4f}"]) + " |")
+
+
+# --- histogram -------------------------------------------------------------------------------------------------------
 
 
 def choose_point(sweep, method, value):
@@ -231,7 +265,7 @@ def plot_histogram(arguments):
     save(figure, arguments)
 
 
-# --- compute maps -----------------------------------------------------------------------------------------------------
+# --- compute maps ----------------------------------------------------------------------------------------------------
 
 
 def lay_out(tokens, columns):
@@ -319,7 +353,13 @@ def main():
     sweep = command("sweep", plot_sweep, "quality against cost and time")
     sweep.add_argument("files", nargs="+", help="sweep.json files, each with an optional NAME=; the first one's dense "
                                                 "model is the reference")
-    sweep.add_argument("--worst", type=float, default=0.15, help="how much worse than dense, relatively, is still shown")
+    sweep.add_argument("--worst", type=float, default=0.15, metavar="SHARE",
+                       help="how much worse than dense, relatively, is still shown")
+    budgets = commands.add_parser("budgets", help="a table of quality at given costs")
+    budgets.add_argument("files", nargs="+", help="sweep.json files, each with an optional NAME=")
+    budgets.add_argument("--shares", type=float, nargs="+", default=[0.4, 0.6, 0.8, 1.0], metavar="SHARE",
+                         help="of the dense multiply-adds; between two settings the straight line counts")
+    budgets.set_defaults(run=print_budgets)
     histogram = command("histogram", plot_histogram, "experts run in each layer")
     histogram.add_argument("file")
     histogram.add_argument("--method", help="of the curve (default: the first)")

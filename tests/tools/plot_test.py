@@ -83,6 +83,12 @@ class Plot(unittest.TestCase):
         accurate = json.loads(json.dumps(SWEEP).replace('"loss"', '"accuracy"'))
         self.expect_picture("sweep", self.file("b.json", accurate))
 
+    def test_budgets(self):
+        self.file("a.json", SWEEP)
+        run = self.plot("budgets", "a=a.json", "--shares", "0.2", "0.7")
+        self.assertEqual(run.stdout.splitlines()[2:], ["| a, D2DMoE |  | 2.1500 (+7.5%) | 2.0000 |",
+                                                       "| a, static top-k |  | 2.3000 (+15.0%) | 2.0000 |"])
+
     def test_histogram(self):
         self.file("a.json", SWEEP)
         self.expect_picture("histogram", "a.json")
