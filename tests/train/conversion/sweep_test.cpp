@@ -8,6 +8,7 @@
 #include "autograd/ops/elementwise.h"
 #include "tests/support/close.h"
 #include "tests/train/conversion/converted_task.h"
+#include "tests/train/tiny_classifier.h"
 #include "train/json_text.h"
 
 namespace switchyard::train {
@@ -117,6 +118,22 @@ TEST(Measure, PassesRunTheModelOnValidationData) {
   const Measurement timed = measure(*task, {.repeats = 3, .decoded_tokens = 5});
   EXPECT_GT(timed.seconds_per_token.value(), 0);
   EXPECT_GT(timed.seconds_per_decoded_token.value(), 0);
+}
+
+TEST(Measure, ClassifiersHaveAnAccuracyAndNoTimeOfDecoding) {
+  const testing::TemporaryFolder folder;
+  for (const ClassifierConfig& config : {tiny_text_classifier(folder.path()), tiny_image_classifier(folder.path())}) {
+    const auto task = new_classification_task(config, folder.path(), ignore);
+    moe::ConversionOptions options;
+    options.expert_width = 4;
+    moe::convert_feed_forwards({&task->block(0), &task->block(1)}, options);
+    moe::set_gates(task->model(), {GateMode::dynk_max, 1, 0.5});
+    const Measurement measured = measure(*task, {.repeats = 1});
+    EXPECT_EQ(measured.score.accuracy, task->evaluate().accuracy);
+    EXPECT_EQ(measured.layers.at(0).experts.tokens, static_cast<double>(measured.score.tokens));
+    EXPECT_GT(measured.seconds_per_token.value(), 0);
+    EXPECT_FALSE(measured.seconds_per_decoded_token);
+  }
 }
 
 TEST(Sweep, CostRisesWithTauUpToAllExperts) {
