@@ -25,7 +25,7 @@ matplotlib.use("Agg")  # no screen needed
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from PIL import Image  # comes with matplotlib
 
 # Okabe and Ito's colours, told apart by colour-blind readers too; markers and dashes tell the rest.
@@ -146,8 +146,8 @@ def plot_sweep(arguments):
     metric = metric_of(sweeps)
     dense = sweeps[0][1]["dense"]
     columns = [("share_of_dense", "share of dense multiply-adds")]
-    columns += [(key, text) for key, text in (("seconds_per_token", "time per token, batch"),
-                                              ("seconds_per_decoded_token", "time per token, decoding"))
+    columns += [(key, text) for key, text in (("seconds_per_token", "µs per token, batch"),
+                                              ("seconds_per_decoded_token", "µs per token, decoding"))
                 if all(point.get(key) for _, sweep in sweeps for curve in sweep["curves"] for point in curve["points"])]
     figure, panels = plt.subplots(1, len(columns), figsize=(9, 4.6), sharey=True, squeeze=False)
     for axes, (key, text) in zip(panels[0], columns):
@@ -161,10 +161,11 @@ def plot_sweep(arguments):
             axes.plot([dense[key]], [dense[metric]], marker="*", markersize=13, color="#555555", linestyle="none")
         axes.set_xlabel(text)
         axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         if key == "share_of_dense":
             axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         else:
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x * 1e6:,.3g} µs"))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x * 1e6:,g}"))
     limit_values(panels[0][0], sweeps, metric, arguments.worst)
     panels[0][0].set_ylabel({"accuracy": "accuracy", "loss": "validation loss (nats)"}[metric])
     if metric == "accuracy":
