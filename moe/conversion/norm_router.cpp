@@ -43,4 +43,16 @@ Variable NormRouter::forward(const Variable& x) const {
   return activate(options_.output_activation, scores);
 }
 
+void NormRouter::scale_scores(double factor) {
+  const ops::Activation activation = options_.output_activation;
+  check(factor > 0, "NormRouter: scale_scores by ", factor, ", expected a positive factor");
+  check(activation == ops::Activation::abs || activation == ops::Activation::relu ||
+            activation == ops::Activation::identity,
+        "NormRouter: scores behind ", ops::name_of(activation), " cannot be scaled, expected abs, relu or identity");
+  for (const nn::NamedParameter& parameter : layers_.back()->named_parameters()) {
+    const Tensor& values = parameter.variable.data();
+    values.copy_from(ops::affine(values, factor));
+  }
+}
+
 }  // namespace switchyard::moe

@@ -28,6 +28,9 @@ class NormRouter : public nn::Module {
 
   /// x [..., D] -> scores [..., E] in the compute dtype (f32 for bf16 tokens: rounding them would change selections).
   Variable forward(const Variable& x) const;
+  /// Multiplies the scores by a positive factor, for good: the last layer's weights take it. Throws Error for output
+  /// activations under which that is not the same.
+  void scale_scores(double factor);
   const NormRouterOptions& options() const { return options_; }
 
  private:

@@ -1,15 +1,17 @@
 #include "moe/conversion/router_tutor.h"
 
 #include <algorithm>
+#include <cmath>
 #include <string>
 
 #include "autograd/grad_mode.h"
 #include "autograd/ops/elementwise.h"
+#include "core/ops/reduce.h"
 
 namespace switchyard::moe {
 
 RouterTutor::RouterTutor(std::vector<DynamicFeedForward*> layers, RouterTarget target, RouterLoss loss)
-    : layers_(std::move(layers)), target_(target), loss_(loss), rows_(layers_.size()) {
+    : layers_(std::move(layers)), target_(target), loss_(loss), rows_(layers_.size()), sizes_(layers_.size(), 1) {
   check(!layers_.empty(), "RouterTutor: the model has no converted layer");
   for (std::size_t i = 0; i < layers_.size(); ++i)
     layers_[i]->set_observer([this, i](const Tensor& rows) { rows_[i] = rows; });
@@ -17,6 +19,21 @@ RouterTutor::RouterTutor(std::vector<DynamicFeedForward*> layers, RouterTarget t
 
 RouterTutor::~RouterTutor() {
   for (DynamicFeedForward* layer : layers_) layer->set_observer({});
+}
+
+void RouterTutor::normalize_targets() {
+  const NoGradGuard no_grad;
+  for (std::size_t i = 0; i < layers_.size(); ++i) {
+    check(rows_[i].defined(), "RouterTutor: layer ", i, " has seen no rows, expected the model to have run");
+    const Tensor target = target_of(i, rows_[i]);
+    const double size = std::sqrt(ops::mean(ops::unary(ops::Unary::square, target)).to(DType::f64).item<double>());
+    if (size > 0) sizes_[i] = size;  // a layer in which nothing is active keeps its own
+  }
+}
+
+void RouterTutor::undo_normalization() {
+  for (std::size_t i = 0; i < layers_.size(); ++i) layers_[i]->router().scale_scores(sizes_[i]);
+  sizes_.assign(layers_.size(), 1);
 }
 
 std::vector<nn::NamedParameter> RouterTutor::parameters() const {
@@ -39,7 +56,7 @@ Variable RouterTutor::loss() const {
   for (std::size_t i = 0; i < layers_.size(); ++i) {
     check(rows_[i].defined(), "RouterTutor: layer ", i, " has seen no rows, expected the model to have run");
     const Variable prediction = layers_[i]->router().forward(Variable(rows_[i]));
-    const Variable loss = router_loss(loss_, prediction, target_of(i, rows_[i]));
+    const Variable loss = router_loss(loss_, prediction, ops::affine(target_of(i, rows_[i]), 1 / sizes_[i]));
     total = total.defined() ? total + loss : loss;
   }
   return total;

@@ -23,6 +23,12 @@ class RouterTutor {
   RouterTutor(const RouterTutor&) = delete;
   RouterTutor& operator=(const RouterTutor&) = delete;
 
+  /// Measures the targets of each layer (their root mean square on the rows seen last; reads it back) and divides them
+  /// by it from then on: norms of sparse layers are small, and a learning rate would have to know how small.
+  void normalize_targets();
+  /// Once training is over: routers that learned normalised targets now give the targets themselves.
+  void undo_normalization();
+
   /// Parameters of all routers, "<layer>.layers.<i>.weight" with the layers numbered from 0.
   std::vector<nn::NamedParameter> parameters() const;
   /// Sum of the routers' losses on the rows seen last: each router learns as if it were alone. Throws Error before the
@@ -38,7 +44,8 @@ class RouterTutor {
   std::vector<DynamicFeedForward*> layers_;
   RouterTarget target_;
   RouterLoss loss_;
-  std::vector<Tensor> rows_;  // [N, D] of each layer
+  std::vector<Tensor> rows_;   // [N, D] of each layer
+  std::vector<double> sizes_;  // what each layer's targets are divided by
 };
 
 }  // namespace switchyard::moe

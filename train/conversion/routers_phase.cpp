@@ -41,13 +41,18 @@ std::optional<json::object> run(PhaseContext& context) {
   const auto layers = moe::converted_layers(task.model());
   const moe::RouterTarget target =
       config.kind == RouterKind::moefication ? moe::RouterTarget::activation_share : moe::RouterTarget::output_norm;
-  const moe::RouterTutor tutor(layers, target, loss_of(config));
+  moe::RouterTutor tutor(layers, target, loss_of(config));
+  if (config.kind == RouterKind::norm) {
+    task.run_training_batch();
+    tutor.normalize_targets();
+  }
   const auto loss = [&](std::int64_t) {
     task.run_training_batch();
     return tutor.loss();
   };
   if (!fit_phase(context, PhaseKind::routers, loss, tutor.parameters(), config.steps, config.optimizer))
     return std::nullopt;
+  tutor.undo_normalization();
   return judge(task, tutor);
 }
 

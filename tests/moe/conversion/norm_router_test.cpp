@@ -57,6 +57,21 @@ TEST(NormRouter, ScoresOfBf16TokensAreF32) {
   EXPECT_CLOSE(scores, exact, 3e-2);
 }
 
+TEST(NormRouter, ScoresCanBeScaled) {
+  NormRouterOptions options = small(2);
+  options.bias = true;
+  NormRouter router(options);
+  for (const nn::NamedParameter& p : router.named_parameters())
+    p.variable.data().copy_from(random_tensor(p.variable.shape(), 5));
+  const Tensor x = random_tensor({3, 6}, 4, DType::f32);
+  const Tensor before = router.forward(Variable(x)).data();
+  router.scale_scores(0.25);
+  EXPECT_CLOSE(router.forward(Variable(x)).data(), ops::affine(before, 0.25), 1e-6);
+  EXPECT_ERROR(router.scale_scores(0), "NormRouter: scale_scores by 0, expected a positive factor");
+  options.output_activation = ops::Activation::gelu;
+  EXPECT_ERROR(NormRouter(options).scale_scores(2), "expected abs, relu or identity");
+}
+
 TEST(NormRouter, Errors) {
   NormRouterOptions options = small(0);
   EXPECT_ERROR(NormRouter(options), "NormRouter: depth is 0, expected at least 1");

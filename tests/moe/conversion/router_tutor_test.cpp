@@ -58,6 +58,22 @@ TEST(RouterTutor, TheLossIsTheSumOfTheLayers) {
   EXPECT_CLOSE(tutor.loss().data(), (loss_of(layers.first, x) + loss_of(layers.second, between)).data(), 1e-12);
 }
 
+TEST(RouterTutor, NormalizedTargetsAreAnotherScaleOfTheSameTask) {
+  Layers layers;
+  RouterTutor tutor({&layers.first}, RouterTarget::output_norm, RouterLoss::mse);
+  EXPECT_ERROR(tutor.normalize_targets(), "layer 0 has seen no rows");
+  layers.run(3);
+  const Tensor x = random_tensor({4, 16, kWidth}, 3).view({64, kWidth});
+  const Tensor target = expert_output_norms(x, layers.first.weights(), Activation::relu);
+  double squares = 0;
+  for (const double value : target.to_vector<double>()) squares += value * value;
+  const double size = std::sqrt(squares / static_cast<double>(target.numel()));
+  tutor.normalize_targets();
+  const double normalized = tutor.loss().item<double>();
+  tutor.undo_normalization();  // predictions grow with the targets, so errors do too
+  EXPECT_NEAR(tutor.loss().item<double>(), normalized * size * size, 1e-10 * size * size);
+}
+
 TEST(RouterTutor, OnlyRoutersLearn) {
   Layers layers;
   const RouterTutor tutor({&layers.first, &layers.second}, RouterTarget::output_norm, RouterLoss::huber);
