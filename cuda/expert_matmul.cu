@@ -5,7 +5,6 @@
 // pairs go through a buffer with a row per pair and a second kernel (expert_reduce.cu) that adds in choice order: no
 // atomics, so results do not vary.
 
-#include "core/kernels/copy.h"
 #include "core/kernels/expert_matmul.h"
 #include "core/ops/norm.h"
 #include "cuda/expert_matmul.cuh"
@@ -132,8 +131,6 @@ template <class D>
 void multiply_pairs(const PairProduct<D>& product, const ops::RoutingPlan& plan, const Tensor& y) {
   const Context& ctx = context(y.device());
   if (plan.max_pairs() == 0 || y.numel() == 0) return;
-  // Pairs that a mask leaves out have no product: their rows are zeroed, so that nothing unwritten is ever read.
-  if (plan.choices * plan.slots == plan.experts) fill(y, 0);
   if constexpr (std::is_same_v<D, __nv_bfloat16>) {
     if (hopper_tile_columns(product, ctx) > 0) launch_pair_product_hopper(product, plan.max_pairs(), ctx);
     else launch_pair_product(product, max_tiles(plan, kTensorCoreRows), ctx.stream);

@@ -103,7 +103,7 @@ int run(int argc, char** argv) {
   std::vector<std::string> objects;
   print_header();
   for (const auto& group : {layer_benchmarks(), training_benchmarks(), attention_benchmarks(),
-                            expert_matmul_benchmarks(), kernel_benchmarks()})
+                            expert_matmul_benchmarks(), dynamic_feed_forward_benchmarks(), kernel_benchmarks()})
     for (const Benchmark& benchmark : group) {
       if (benchmark.name.find(only) == std::string::npos) continue;
       const Row row = benchmark.run();

@@ -154,9 +154,9 @@ TEST(CudaExpertMatmul, AllRowsForwardAndBackward) {
               const auto plan =
                   c.by_mask ? ops::routing_plan_from_mask(in[6]) : ops::routing_plan(ops::top_k(in[0], c.k), c.experts);
               const Tensor gates = gated ? in[4] : Tensor{};
-              Tensor dy = in[5];
-              const Tensor y = ops::expert_matmul(in[1], in[2], in[3], gates, plan, options);
-              if (c.by_mask && output == Rows::pair) dy = ops::multiply(dy, y);  // rows without a pair are zero
+              const Tensor dy = in[5];
+              Tensor y = ops::expert_matmul(in[1], in[2], in[3], gates, plan, options);
+              if (output == Rows::pair) y = y.slice(0, 0, plan.expert_offsets.to_vector<std::int32_t>().back());
               const auto back =
                   ops::expert_matmul_input_backward(dy, in[1], in[2], in[3], gates, plan, options, true, gated);
               const auto weights = ops::expert_matmul_weight_backward(dy, in[1], gates, plan, options, true);

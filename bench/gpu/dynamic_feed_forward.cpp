@@ -1,0 +1,119 @@
+// The feed-forward of a converted layer (D2DMoE), forward only, at the authors' benchmark: 256 sequences of 197 tokens,
+// width 768, 3072 neurons, with a given share of the experts run; and a decoding step of one and of eight tokens,
+// replayed as a graph. Beside it the dense layer that it was split from.
+//
+//   d2dmoe_<experts>x<neurons>_<percent>_random       every token chooses by itself: nothing to share
+//   d2dmoe_<experts>x<neurons>_<percent>_sequences    nine in ten choices are those of the token's sequence
+//   d2dmoe_<experts>x<neurons>_router                 scores and gate alone, which these rows leave out
+//   d2dmoe_decode_<tokens>_<experts>x<neurons>_<percent>
+
+#include "moe/conversion/dynamic_feed_forward.h"
+
+#include "autograd/grad_mode.h"
+#include "bench/gpu/row.h"
+#include "core/graph.h"
+#include "core/ops/elementwise.h"
+#include "core/ops/matmul.h"
+#include "core/ops/random.h"
+
+namespace switchyard::bench {
+namespace {
+
+constexpr std::int64_t kSequences = 256, kLength = 197, kTokens = kSequences * kLength;
+constexpr std::int64_t kWidth = 768, kHidden = 3072;
+
+enum class Mask { random, sequences };
+
+struct Case {
+  std::int64_t experts, tokens;
+  int percent;
+  Mask mask;
+};
+
+moe::DynamicFeedForward random_layer(std::int64_t experts) {
+  moe::ExpertWeights weights;
+  weights.w1 = random_tensor({experts, kWidth, kHidden / experts});
+  weights.b1 = random_tensor({experts, kHidden / experts});
+  weights.w2 = random_tensor({experts, kHidden / experts, kWidth});
+  return moe::DynamicFeedForward(weights, ops::Activation::relu);
+}
+
+Tensor random_mask(const Shape& shape, double share) {
+  static Generator generator(2, Device::cuda());
+  return ops::bernoulli(shape, generator.next(shape.numel()), share);
+}
+
+/// bool [tokens, experts], each true with probability `percent`.
+Tensor mask_of(const Case& c) {
+  const double share = c.percent / 100.0;
+  const Tensor own = random_mask({c.tokens, c.experts}, share);
+  if (c.mask == Mask::random) return own;
+  const Shape by_sequence = {kSequences, kLength, c.experts};
+  const Tensor follows = random_mask(by_sequence, 0.9).to(DType::f32);
+  const Tensor common = random_mask({kSequences, 1, c.experts}, share).to(DType::f32);
+  const Tensor chosen = ops::add(ops::multiply(follows, common),
+                                 ops::multiply(ops::affine(follows, -1, 1), own.to(DType::f32).view(by_sequence)));
+  return chosen.view(own.shape()).to(DType::boolean);
+}
+
+/// Time of a call; with `graph`, of its replays, so that what the host does is left out.
+template <class Call>
+double call_ms(bool graph, Call call) {
+  if (!graph) return median_ms(call);
+  for (int i = 0; i < 3; ++i) call();
+  constexpr int kCalls = 10;
+  const DeviceGraph recorded(Device::cuda(), [&] {
+    for (int i = 0; i < kCalls; ++i) call();
+  });
+  return median_ms([&] { recorded.replay(); }) / kCalls;
+}
+
+Row dynamic_row(const Case& c, bool graph) {
+  const NoGradGuard no_gradients;
+  const moe::DynamicFeedForward layer = random_layer(c.experts);
+  const Variable x(random_tensor({c.tokens, kWidth}));
+  const Tensor mask = mask_of(c);
+  const Tensor up = random_tensor({kHidden, kWidth}), bias = random_tensor({kHidden});
+  const Tensor down = random_tensor({kWidth, kHidden});
+  layer.run(x, mask);
+  reset_peak_memory(Device::cuda());
+  Row row{.ms = call_ms(graph, [&] { layer.run(x, mask); })};
+  row.peak_mib = peak_mib();
+  row.dense_ms = call_ms(graph, [&] { ops::linear(ops::linear(x.data(), up, bias, {}, ops::Activation::relu), down); });
+  row.flops = 4.0 * static_cast<double>(c.tokens * kWidth * kHidden) * c.percent / 100.0;
+  row.tokens = static_cast<double>(c.tokens);
+  return row;
+}
+
+Row router_row(std::int64_t experts) {
+  const NoGradGuard no_gradients;
+  moe::DynamicFeedForward layer = random_layer(experts);
+  const Variable x(random_tensor({kTokens, kWidth}));
+  const moe::Gate gate{.mode = moe::GateMode::dynk_max, .tau = 0.5};
+  return {.ms = median_ms([&] { moe::expert_mask(layer.router().forward(x).data(), gate); }),
+          .tokens = static_cast<double>(kTokens)};
+}
+
+}  // namespace
+
+std::vector<Benchmark> dynamic_feed_forward_benchmarks() {
+  std::vector<Benchmark> all;
+  for (const std::int64_t experts : {24, 128, 512, 768}) {
+    const std::string size = std::to_string(experts) + "x" + std::to_string(kHidden / experts);
+    for (const int percent : {100, 75, 50, 25, 10}) {
+      const std::string name = size + "_" + std::to_string(percent);
+      for (const auto& [suffix, mask] : {std::pair{"_random", Mask::random}, std::pair{"_sequences", Mask::sequences}})
+        all.push_back({"d2dmoe_" + name + suffix, [=, mask = mask] {
+                         return dynamic_row({experts, kTokens, percent, mask}, false);
+                       }});
+      for (const std::int64_t tokens : {1, 8})
+        all.push_back({"d2dmoe_decode_" + std::to_string(tokens) + "_" + name, [=] {
+                         return dynamic_row({experts, tokens, percent, Mask::random}, true);
+                       }});
+    }
+    all.push_back({"d2dmoe_" + size + "_router", [experts] { return router_row(experts); }});
+  }
+  return all;
+}
+
+}  // namespace switchyard::bench
