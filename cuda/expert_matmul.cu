@@ -10,6 +10,7 @@
 #include "cuda/expert_matmul.cuh"
 #include "cuda/expert_matmul_dense.h"
 #include "cuda/expert_reduce.cuh"
+#include "cuda/expert_sum_hopper.h"
 
 namespace switchyard::cuda {
 namespace {
@@ -216,6 +217,10 @@ void expert_matmul(const Tensor& x, const Tensor& weight, const Tensor& bias, co
     using T = typename decltype(tag)::type;
     if (options.output == Rows::pair)
       return multiply_pairs(product_of<T>(x, options.input, weight, bias, gates, plan, options.activation, y), plan, y);
+    if (options.input == Rows::pair && !bias.defined() && !gates.defined() && pattern_sums_fit(x, weight, plan)) {
+      const PatternSums sums = pattern_sums(x, weight, plan);
+      return launch_sum_pairs(sum_of<T>(sums.rows, y.size(0), {}, sums.patterns, y, {}, {}), {}, stream_of(y));
+    }
     const Tensor products = Tensor::empty({plan.max_pairs(), weight.size(2)}, x.dtype(), x.device());
     multiply_pairs(product_of<T>(x, options.input, weight, bias, {}, plan, ops::Activation::identity, products), plan,
                    products);

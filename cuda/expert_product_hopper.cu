@@ -18,18 +18,6 @@ using namespace expert_product;
 
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)  // other GPUs get an empty kernel, never launched
 
-/// Stores eight values of a row from `column` on, as far as the row reaches.
-__device__ inline void store_vector(Bf16* row, int column, int width, const Vector<Bf16, kVector>& values) {
-  if (width % kVector == 0) {
-    if (column < width) *reinterpret_cast<Vector<Bf16, kVector>*>(row + column) = values;
-    return;
-  }
-#pragma unroll
-  for (int i = 0; i < kVector; i += 4)  // widths are multiples of four
-    if (column + i < width)
-      *reinterpret_cast<Vector<Bf16, 4>*>(row + column + i) = reinterpret_cast<const Vector<Bf16, 4>*>(&values)[i / 4];
-}
-
 /// A warp's 16 rows of a tile on their way to y. Each step is a loop of its own over the sums: tests inside one loop
 /// would cost more than the products where the inner size is small.
 template <int kColumns>
@@ -110,36 +98,13 @@ struct Rows16 {
     });
   }
 
-  /// 64 columns at a time by way of shared memory, so that lines are written whole.
-  __device__ void store(Bf16* results) {
-#pragma unroll
-    for (int begin = 0; begin < kColumns; begin += kLineValues) {
-#pragma unroll
-      for (int n = 0; n < 8 && begin + n * 8 < kColumns; ++n)
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const float* from = &sums[(begin / 8 + n) * 4 + half * 2];
-          *reinterpret_cast<std::uint32_t*>(results + swizzled(group + half * 8, n) + member * 2) =
-              pack_bf16(from[0], from[1]);
-        }
-      __syncwarp();
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int row = i * 4 + lane / 8, vector = lane % 8, column = begin + vector * kVector;
-        if (row < rows && column < kColumns)
-          store_vector(p.y + static_cast<std::int64_t>(first_pair + row) * p.outer, tile.column + column, p.outer,
-                       *reinterpret_cast<const Vector<Bf16, kVector>*>(results + swizzled(row, vector)));
-      }
-      __syncwarp();
-    }
-  }
-
   __device__ void finish(Bf16* results) {
     if (p.bias) add_bias();
     if (p.activation == ops::Activation::relu) apply_relu();
     if (p.x) combine_with_input();
     if (p.gates) apply_gates();
-    store(results);
+    store_rows<kColumns>(sums, results, p.y + static_cast<std::int64_t>(first_pair) * p.outer, rows, tile.column,
+                         p.outer);
   }
 };
 
@@ -148,34 +113,8 @@ template <int kColumns, int kBlocks, Major kWeight>
 __device__ inline void multiply(const PairProduct<Bf16>& p, const Where& tile, Shared<kColumns, kBlocks>& shared,
                                 int& step) {
   const int group = threadIdx.x / kGroup - 1, warp = threadIdx.x / 32 % 4;
-  const auto release = [&](int used) {
-    if (threadIdx.x % 32 == 0) arrive(&shared.empty[used % kStages]);
-  };
   float sums[kBlocks][kColumns / 2];
-  const int begin = step, end = step + (p.inner + kDepth - 1) / kDepth;
-  for (; step < end; ++step) {
-    const int stage = step % kStages;
-    wait_barrier(&shared.full[stage], step / kStages % 2);
-    fence_async_proxy();
-    const Bf16* rows = shared.stages[stage].rows + group * 64 * kDepth;
-    const Bf16* weight = shared.stages[stage].weight;
-    wgmma_fence();
-    // All blocks, also where a tile has pairs for the first only: a branch would make the compiler wait after each.
-#pragma unroll
-    for (int k = 0; k < kDepth; k += 16)
-#pragma unroll
-      for (int block = 0; block < kBlocks; ++block)
-        Wgmma<kColumns>::template multiply<Major::depth, kWeight>(
-            sums[block], depth_operand(rows + block * kUnitRows * kDepth + k),
-            kWeight == Major::depth ? depth_operand(weight + k)
-                                    : wide_operand(weight + k * kLineValues, kLineValues * kDepth * sizeof(Bf16)),
-            step > begin || k > 0);
-    wgmma_commit();
-    wgmma_wait<1>();
-    if (step > begin) release(step - 1);
-  }
-  wgmma_wait<0>();
-  release(step - 1);
+  accumulate<kColumns, kBlocks, kWeight>(shared, (p.inner + kDepth - 1) / kDepth, step, sums);
 #pragma unroll
   for (int block = 0; block < kBlocks; ++block)
     Rows16<kColumns>{p, tile, sums[block], block * kUnitRows + group * 64 + warp * 16}.finish(

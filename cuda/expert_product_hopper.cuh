@@ -1,7 +1,7 @@
 #pragma once
 
-// The gathering half of the expert products on Hopper (expert_product_hopper.cu): which tiles a block makes, and how
-// their operands come to shared memory.
+// The parts of the expert products on Hopper (expert_product_hopper.cu): which tiles a block makes, how their operands
+// come to shared memory, how they are multiplied and written.
 
 #include "cuda/device/mma.cuh"
 #include "cuda/device/wgmma.cuh"
@@ -105,6 +105,82 @@ struct Schedule {
     }
   }
 };
+
+/// Stores eight values of a row from `column` on, as far as the row reaches.
+__device__ inline void store_vector(Bf16* row, int column, int width, const Vector<Bf16, kVector>& values) {
+  if (width % kVector == 0) {
+    if (column < width) *reinterpret_cast<Vector<Bf16, kVector>*>(row + column) = values;
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < kVector; i += 4)  // widths are multiples of four
+    if (column + i < width)
+      *reinterpret_cast<Vector<Bf16, 4>*>(row + column + i) = reinterpret_cast<const Vector<Bf16, 4>*>(&values)[i / 4];
+}
+
+/// Writes a warp's 16 x kColumns sums to `rows` rows of y, `width` wide, from `column` on: 64 columns at a time by way
+/// of shared memory, so that lines are written whole.
+template <int kColumns>
+__device__ inline void store_rows(const float (&sums)[kColumns / 2], Bf16* results, Bf16* y, int rows, int first_column,
+                                  int width) {
+  const int lane = threadIdx.x % 32, group = lane / 4, member = lane % 4;
+#pragma unroll
+  for (int begin = 0; begin < kColumns; begin += kLineValues) {
+#pragma unroll
+    for (int n = 0; n < 8 && begin + n * 8 < kColumns; ++n)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float* from = &sums[(begin / 8 + n) * 4 + half * 2];
+        *reinterpret_cast<std::uint32_t*>(results + swizzled(group + half * 8, n) + member * 2) =
+            pack_bf16(from[0], from[1]);
+      }
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int row = i * 4 + lane / 8, vector = lane % 8, column = begin + vector * kVector;
+      if (row < rows && column < kColumns)
+        store_vector(y + static_cast<std::int64_t>(row) * width, first_column + column, width,
+                     *reinterpret_cast<const Vector<Bf16, kVector>*>(results + swizzled(row, vector)));
+    }
+    __syncwarp();
+  }
+}
+
+/// A multiplying warp says that it is done with the stage of a step.
+template <int kColumns, int kBlocks>
+__device__ inline void release(Shared<kColumns, kBlocks>& shared, int step) {
+  if (threadIdx.x % 32 == 0) arrive(&shared.empty[step % kStages]);
+}
+
+/// sums = the products of the next `steps` stages, by a multiplying warpgroup: every other block of 64 rows.
+template <int kColumns, int kBlocks, Major kWeight>
+__device__ inline void accumulate(Shared<kColumns, kBlocks>& shared, int steps, int& step,
+                                  float (&sums)[kBlocks][kColumns / 2]) {
+  const int group = threadIdx.x / kGroup - 1, begin = step, end = step + steps;
+  for (; step < end; ++step) {
+    const int stage = step % kStages;
+    wait_barrier(&shared.full[stage], step / kStages % 2);
+    fence_async_proxy();
+    const Bf16* rows = shared.stages[stage].rows + group * 64 * kDepth;
+    const Bf16* weight = shared.stages[stage].weight;
+    wgmma_fence();
+    // All blocks, also where a tile has pairs for the first only: a branch would make the compiler wait after each.
+#pragma unroll
+    for (int k = 0; k < kDepth; k += 16)
+#pragma unroll
+      for (int block = 0; block < kBlocks; ++block)
+        Wgmma<kColumns>::template multiply<Major::depth, kWeight>(
+            sums[block], depth_operand(rows + block * kUnitRows * kDepth + k),
+            kWeight == Major::depth ? depth_operand(weight + k)
+                                    : wide_operand(weight + k * kLineValues, kLineValues * kDepth * sizeof(Bf16)),
+            step > begin || k > 0);
+    wgmma_commit();
+    wgmma_wait<1>();
+    if (step > begin) release(shared, step - 1);
+  }
+  wgmma_wait<0>();
+  release(shared, step - 1);
+}
 
 /// Starts copying four values, or writing four zeros where `valid` is false.
 __device__ inline void copy_four(Bf16* to, const Bf16* from, bool valid) {

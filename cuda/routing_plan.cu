@@ -7,6 +7,7 @@
 //   one.
 // With few experts a block places a chunk and sums up all counts by itself: two launches, 4 bytes read per choice each.
 // With many (an embedding's gradient sorts positions by word) the sums are passes of their own and a chunk is a warp's.
+// A mask of few experts has its choices in order of the experts already: a warp takes one expert, a lane one token.
 
 #include "core/kernels/copy.h"
 #include "core/kernels/routing.h"
@@ -162,6 +163,64 @@ __global__ void __launch_bounds__(kBlock)
   }
 }
 
+// A mask of few experts. [rows, experts], a row per token, whatever the slots: choice number and expert are the same.
+
+constexpr int kMaskRows = 256;  // placed at once
+constexpr int kMostMaskChunks = 256;
+
+__device__ inline bool taken(const bool* mask, std::int64_t rows, int experts, std::int64_t row, int expert) {
+  return row < rows && mask[row * experts + expert];
+}
+
+/// counts[chunk, expert]; a block per chunk.
+__global__ void __launch_bounds__(kBlock)
+    count_of_mask(const bool* mask, std::int64_t rows, int experts, int chunk_rows, std::int32_t* counts) {
+  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * chunk_rows;
+  for (int expert = threadIdx.x / 32; expert < experts; expert += kWarps) {
+    int count = 0;
+#pragma unroll 8
+    for (int i = threadIdx.x % 32; i < chunk_rows; i += 32)
+      count += __popc(__ballot_sync(kAllLanes, taken(mask, rows, experts, first + i, expert)));
+    if (threadIdx.x % 32 == 0) counts[blockIdx.x * experts + expert] = count;
+  }
+}
+
+__global__ void __launch_bounds__(kBlock)
+    place_of_mask(const bool* mask, std::int64_t rows, int experts, int chunk_rows, const std::int32_t* counts,
+                  std::int32_t* offsets, Permutations out) {
+  __shared__ std::int32_t next[kFewExperts];
+  __shared__ std::int32_t pairs[kMaskRows][kWarps + 1];  // first holds the parts of first_pairs
+  static_assert(sizeof(pairs) >= 2 * kBlock * sizeof(std::int32_t));
+  first_pairs(counts, experts, reinterpret_cast<std::int32_t(&)[2][kBlock]>(pairs), next, offsets);
+  __syncthreads();
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  for (int part = 0; part < chunk_rows; part += kMaskRows) {
+    const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * chunk_rows + part;
+    for (int first_expert = 0; first_expert < experts; first_expert += kWarps) {
+      const int expert = first_expert + warp;
+      if (expert < experts) {
+        std::int32_t pair = next[expert];
+#pragma unroll
+        for (int i = lane; i < kMaskRows; i += 32) {
+          const bool own = taken(mask, rows, experts, first + i, expert);
+          const unsigned all = __ballot_sync(kAllLanes, own);
+          const std::int32_t place = own ? pair + __popc(all & ((1u << lane) - 1)) : -1;
+          if (own) out.pair_to_choice[place] = static_cast<std::int32_t>((first + i) * experts + expert);
+          pairs[i][warp] = place;
+          pair += __popc(all);
+        }
+        __syncwarp();
+        if (lane == 0) next[expert] = pair;
+      }
+      __syncthreads();
+      if (first_expert + lane < experts)  // a warp writes rows, so that lines are written whole
+        for (int i = warp; i < kMaskRows && first + i < rows; i += kWarps)
+          out.choice_to_pair[(first + i) * experts + first_expert + lane] = pairs[i][lane];
+      __syncthreads();
+    }
+  }
+}
+
 // Many experts.
 
 __global__ void count_of_warps(Choices choices, int chunks, int chunk_size, std::int32_t* cursors) {
@@ -216,6 +275,18 @@ void sort_by_few(const Choices& choices, int experts, std::int32_t* offsets, con
   place_of_blocks<<<chunks, kBlock, 0, stream>>>(choices, experts, chunk_size, count, offsets, out);
 }
 
+void sort_mask(const Tensor& mask, int experts, std::int32_t* offsets, const Permutations& out, Device device) {
+  const cudaStream_t stream = context(device).stream;
+  const std::int64_t rows = mask.numel() / experts, share = (rows + kMostMaskChunks - 1) / kMostMaskChunks;
+  const int chunk_rows = static_cast<int>((share + kMaskRows - 1) / kMaskRows * kMaskRows);
+  const unsigned chunks = blocks_for(rows, chunk_rows);
+  const Tensor counts = Tensor::empty({chunks, experts}, DType::i32, device);
+  auto* count = counts.data<std::int32_t>();
+  const bool* taken = mask.data<bool>();
+  count_of_mask<<<chunks, kBlock, 0, stream>>>(taken, rows, experts, chunk_rows, count);
+  place_of_mask<<<chunks, kBlock, 0, stream>>>(taken, rows, experts, chunk_rows, count, offsets, out);
+}
+
 void sort_by_many(const Choices& choices, int experts, std::int32_t* offsets, const Permutations& out, Device device) {
   const cudaStream_t stream = context(device).stream;
   std::int64_t size = 256;  // chunks grow with the experts, so that the cursors stay a few megabytes
@@ -248,8 +319,10 @@ void build_routing_plan(const Tensor& indices, const Tensor& mask, const ops::Ro
     check_cuda(cudaMemsetAsync(plan.pair_to_choice.raw(), 0xff, plan.pair_to_choice.bytes(), context(device).stream),
                "routing plan");
   const Permutations out{plan.pair_to_choice.data<std::int32_t>(), plan.choice_to_pair.data<std::int32_t>()};
-  const auto sort = experts <= kFewExperts ? sort_by_few : sort_by_many;
-  sort(choices, experts, plan.expert_offsets.data<std::int32_t>(), out, device);
+  auto* offsets = plan.expert_offsets.data<std::int32_t>();
+  if (experts > kFewExperts) sort_by_many(choices, experts, offsets, out, device);
+  else if (mask.defined()) sort_mask(mask, experts, offsets, out, device);
+  else sort_by_few(choices, experts, offsets, out, device);
   check_launch("build_routing_plan");
 }
 

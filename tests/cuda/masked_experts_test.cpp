@@ -1,0 +1,73 @@
+// Expert products under a mask (dynamic-k): any number of experts for each token, in sizes that take each of the ways
+// that a GPU has for them.
+
+#include <gtest/gtest.h>
+
+#include <limits>
+
+#include "core/ops/expert_matmul.h"
+#include "core/ops/random.h"
+#include "tests/cuda/parity.h"
+
+namespace switchyard {
+namespace {
+
+using namespace testing;
+using ops::Rows;
+
+struct Case {
+  std::int64_t tokens, experts, neurons, width;
+};
+
+/// About `share` of the experts for every token; all for the first and, where there are three, none for the last.
+Tensor mask_of(const Case& c, double share) {
+  Generator generator(5);
+  const Tensor mask = ops::bernoulli({c.tokens, c.experts}, generator.next(c.tokens * c.experts), share);
+  mask.slice(0, 0, 1).fill(1);
+  if (c.tokens > 2) mask.slice(0, c.tokens - 1, c.tokens).fill(0);
+  return mask;
+}
+
+const Case kCases[] = {{1, 24, 128, 768},  {2, 5, 64, 8},      {127, 3, 64, 40},    {128, 3, 64, 264},
+                       {700, 8, 128, 136}, {3000, 24, 64, 72}, {9000, 24, 64, 264}, {1000, 40, 192, 96},
+                       {300, 31, 24, 100}, {200, 33, 6, 64},   {150, 50, 4, 128},   {40, 300, 4, 32}};
+
+TEST(CudaMaskedExperts, ProductsOfTokens) {
+  SKIP_WITHOUT_GPU();
+  for (const Case& c : kCases)
+    for (const DType dtype : {DType::bf16, DType::f32}) {
+      const auto up = [](const Tensors& in) {
+        const auto plan = ops::routing_plan_from_mask(in[3]);
+        const Tensor y = ops::expert_matmul(in[0], in[1], in[2], {}, plan, {Rows::token, Rows::pair, ops::Unary::relu});
+        return Tensors{y.slice(0, 0, plan.expert_offsets.to_vector<std::int32_t>().back())};
+      };
+      expect_parity(
+          up,
+          {random_tensor({c.tokens, c.width}, 1, dtype), random_tensor({c.experts, c.width, c.neurons}, 2, dtype),
+           random_tensor({c.experts, c.neurons}, 3, dtype), mask_of(c, 0.3)},
+          dtype, "tokens to pairs");
+    }
+}
+
+TEST(CudaMaskedExperts, SumsOverTheExpertsOfATokenReadNoRowWithoutAPair) {
+  SKIP_WITHOUT_GPU();
+  for (const Case& c : kCases)
+    for (const double share : {0.0, 0.25, 1.0})
+      for (const bool transposed : {false, true}) {
+        const Tensor mask = mask_of(c, share);
+        const auto pairs = ops::routing_plan_from_mask(mask).expert_offsets.to_vector<std::int32_t>().back();
+        const Tensor x = random_tensor({c.tokens * c.experts, c.neurons}, 1, DType::bf16);
+        x.slice(0, pairs, x.size(0)).fill(std::numeric_limits<double>::quiet_NaN());
+        const auto down = [&](const Tensors& in) {
+          const Tensor weight = transposed ? in[1].transpose(1, 2) : in[1];
+          return Tensors{
+              ops::expert_matmul(in[0], weight, {}, {}, ops::routing_plan_from_mask(in[2]), {Rows::pair, Rows::token})};
+        };
+        const Shape shape = transposed ? Shape{c.experts, c.width, c.neurons} : Shape{c.experts, c.neurons, c.width};
+        expect_parity(down, {x, random_tensor(shape, 2, DType::bf16), mask}, DType::bf16,
+                      transposed ? "pairs to tokens, transposed weight" : "pairs to tokens");
+      }
+}
+
+}  // namespace
+}  // namespace switchyard
