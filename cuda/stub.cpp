@@ -9,6 +9,7 @@
 #include "core/kernels/expert_matmul.h"
 #include "core/kernels/index.h"
 #include "core/kernels/loss.h"
+#include "core/kernels/masked_feed_forward.h"
 #include "core/kernels/matmul.h"
 #include "core/kernels/norm.h"
 #include "core/kernels/optim.h"
@@ -82,6 +83,10 @@ SWITCHYARD_ABSENT(gather_last_backward, T, T, T)
 // loss.h
 SWITCHYARD_ABSENT(cross_entropy, T, T, std::int64_t, T, T, T)
 SWITCHYARD_ABSENT(inverse_target_count, T, std::int64_t, T)
+
+// masked_feed_forward.h
+SWITCHYARD_ABSENT(decode_feed_forward, T, const ops::ExpertLayer&, T, ops::Activation, T, T)
+SWITCHYARD_ABSENT(keep_chosen, T, T)
 
 // matmul.h
 SWITCHYARD_ABSENT(matmul, T, T, T, double, double)

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "core/ops/expert_matmul.h"
+#include "core/ops/masked_feed_forward.h"
 #include "core/ops/random.h"
 #include "tests/cuda/parity.h"
 
@@ -67,6 +68,27 @@ TEST(CudaMaskedExperts, SumsOverTheExpertsOfATokenReadNoRowWithoutAPair) {
         expect_parity(down, {x, random_tensor(shape, 2, DType::bf16), mask}, DType::bf16,
                       transposed ? "pairs to tokens, transposed weight" : "pairs to tokens");
       }
+}
+
+TEST(CudaMaskedExperts, WholeLayers) {
+  SKIP_WITHOUT_GPU();
+  for (Case c : kCases)
+    for (const std::int64_t tokens : {std::int64_t{1}, std::int64_t{8}, std::min<std::int64_t>(c.tokens, 700)})
+      for (const DType dtype : kFloatingDTypes)
+        for (const bool gated : {false, true}) {
+          c.tokens = tokens;
+          const Shape up = {c.experts, c.width, c.neurons}, bias = {c.experts, c.neurons};
+          const auto layer = [gated](const Tensors& in) -> Tensors {
+            ops::ExpertLayer weights{in[1], in[2], {}, {}, in[3]};
+            if (gated) weights.gate = in[4], weights.gate_bias = in[5];
+            return {ops::masked_feed_forward(in[0], weights, in[6], ops::Activation::gelu)};
+          };
+          expect_parity(layer,
+                        {random_tensor({tokens, c.width}, 1, dtype), random_tensor(up, 2, dtype),
+                         random_tensor(bias, 3, dtype), random_tensor({c.experts, c.neurons, c.width}, 4, dtype),
+                         random_tensor(up, 5, dtype), random_tensor(bias, 6, dtype), mask_of(c, 0.3)},
+                        dtype, "masked_feed_forward");
+        }
 }
 
 }  // namespace

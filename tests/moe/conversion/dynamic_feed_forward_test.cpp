@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "autograd/grad_mode.h"
 #include "core/ops/reduce.h"
 #include "moe/conversion/cost.h"
 #include "tests/nn/layer_gradcheck.h"
@@ -63,6 +64,8 @@ TEST(DynamicFeedForward, EveryGateEqualsTheFormula) {
       const Tensor mask = expert_mask(layer.router().forward(Variable(rows)).data(), gate);
       const Tensor out = layer.forward(Variable(x)).output.data();
       EXPECT_CLOSE(out.view({8, kOutput}), naive(rows, random_weights(gated), mask), 1e-12);
+      const NoGradGuard no_gradients;
+      EXPECT_CLOSE(layer.forward(Variable(x)).output.data(), out, 1e-12);
     }
   }
 }
@@ -94,6 +97,10 @@ TEST(DynamicFeedForward, ExpertsThatAreNotChosenDoNotRun) {
   const Tensor mask = Tensor::full({4, kExperts}, 1, DType::boolean);
   mask.select(1, 2).fill(0);
   const Variable x(random_tensor({4, kWidth}, 9));
+  {
+    const NoGradGuard no_gradients;
+    EXPECT_EQ(ops::count_nonfinite(layer.run(x, mask).data()).item<int>(), 0);
+  }
   EXPECT_EQ(ops::count_nonfinite(layer.run(x, mask).data()).item<int>(), 0);
   mask.select(1, 2).fill(1);
   EXPECT_GT(ops::count_nonfinite(layer.run(x, mask).data()).item<int>(), 0);

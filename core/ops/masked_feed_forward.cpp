@@ -1,0 +1,86 @@
+#include "core/ops/masked_feed_forward.h"
+
+#include "core/kernels/masked_feed_forward.h"
+#include "core/ops/dispatch.h"
+#include "core/ops/expert_matmul.h"
+#include "core/ops/matmul.h"
+
+namespace switchyard::ops {
+namespace {
+
+constexpr const char* kOp = "masked_feed_forward";
+// On a GPU: up to how many tokens it is cheapest to read the weights for each of them, and below how many neurons an
+// expert is too small a product to be worth gathering its tokens.
+constexpr std::int64_t kFewTokens = 16, kFewNeurons = 64;
+
+void check_weight(const char* name, const Tensor& weight, const Shape& shape, const Tensor& x, bool required) {
+  if (!required && !weight.defined()) return;
+  check(weight.defined(), kOp, ": ", name, " is undefined");
+  check(weight.shape() == shape, kOp, ": ", name, " has shape ", weight.shape(), ", expected ", shape);
+  check(weight.dtype() == x.dtype() && weight.device() == x.device(), kOp, ": ", name, " is ", weight.dtype(), " on ",
+        weight.device(), ", expected ", x.dtype(), " on ", x.device(), " as x");
+}
+
+void check_operands(const Tensor& x, const ExpertLayer& layer, const Tensor& mask) {
+  check(x.defined() && x.rank() == 2 && is_floating(x.dtype()), kOp, ": x must be floating [N, D]");
+  check(layer.up.defined() && layer.up.rank() == 3, kOp, ": up must be [E, D, S]");
+  check(layer.down.defined() && layer.down.rank() == 3, kOp, ": down must be [E, S, M]");
+  const std::int64_t experts = layer.up.size(0), neurons = layer.up.size(2);
+  check_weight("up", layer.up, {experts, x.size(1), neurons}, x, true);
+  check_weight("up_bias", layer.up_bias, {experts, neurons}, x, false);
+  check_weight("gate", layer.gate, layer.up.shape(), x, false);
+  check_weight("gate_bias", layer.gate_bias, {experts, neurons}, x, false);
+  check_weight("down", layer.down, {experts, neurons, layer.down.size(2)}, x, true);
+  check(layer.gate.defined() || !layer.gate_bias.defined(), kOp, ": gate_bias is given without a gate");
+  check(mask.defined() && mask.dtype() == DType::boolean && mask.shape() == Shape({x.size(0), experts}) &&
+            mask.device() == x.device(),
+        kOp, ": the mask must be bool [", x.size(0), ", ", experts, "] on ", x.device());
+}
+
+Tensor dense(const Tensor& x) { return x.defined() ? x.contiguous() : x; }
+
+Tensor decode(const Tensor& x, const ExpertLayer& layer, const Tensor& mask, Activation activation) {
+  const Tensor y = Tensor::empty({x.size(0), layer.down.size(2)}, x.dtype(), x.device());
+  if (y.numel() == 0) return y;
+  const Tensor hidden = Tensor::empty({x.size(0), layer.up.size(0) * layer.up.size(2)}, x.dtype(), x.device());
+  const ExpertLayer plain{dense(layer.up), dense(layer.up_bias), dense(layer.gate), dense(layer.gate_bias),
+                          dense(layer.down)};
+  const ProfileScope scope(kOp);
+  cuda::decode_feed_forward(x.contiguous(), plain, mask.contiguous(), activation, hidden, y);
+  return y;
+}
+
+/// All experts for all tokens; then the neurons that the mask leaves out become 0.
+Tensor all_experts(const Tensor& x, const ExpertLayer& layer, const Tensor& mask, Activation activation) {
+  const std::int64_t neurons = layer.up.size(0) * layer.up.size(2);
+  const auto product = [&](const Tensor& weight, const Tensor& bias, Activation function) {
+    const Tensor columns = weight.permute({1, 0, 2}).reshape({x.size(1), neurons});
+    return linear(x, columns.transpose(0, 1), bias.defined() ? bias.reshape({neurons}) : bias, {}, function);
+  };
+  Tensor hidden = product(layer.up, layer.up_bias, layer.gate.defined() ? Activation::identity : activation);
+  if (layer.gate.defined()) hidden = multiply(product(layer.gate, layer.gate_bias, activation), hidden);
+  if (hidden.numel() > 0) cuda::keep_chosen(hidden, mask.contiguous());
+  return matmul(hidden, layer.down.reshape({neurons, layer.down.size(2)}));
+}
+
+Tensor by_plan(const Tensor& x, const ExpertLayer& layer, const Tensor& mask, Activation activation) {
+  const RoutingPlan plan = routing_plan_from_mask(mask);
+  const auto product = [&](const Tensor& weight, const Tensor& bias, Activation function) {
+    return expert_matmul(x, weight, bias, {}, plan, {Rows::token, Rows::pair, function});
+  };
+  Tensor hidden = product(layer.up, layer.up_bias, layer.gate.defined() ? Activation::identity : activation);
+  if (layer.gate.defined()) hidden = multiply(product(layer.gate, layer.gate_bias, activation), hidden);
+  return expert_matmul(hidden, layer.down, {}, {}, plan, {Rows::pair, Rows::token});
+}
+
+}  // namespace
+
+Tensor masked_feed_forward(const Tensor& x, const ExpertLayer& layer, const Tensor& mask, Activation activation) {
+  check_operands(x, layer, mask);
+  const bool on_gpu = x.device().is_cuda();
+  if (on_gpu && x.size(0) <= kFewTokens) return decode(x, layer, mask, activation);
+  if (on_gpu && layer.up.size(2) < kFewNeurons) return all_experts(x, layer, mask, activation);
+  return by_plan(x, layer, mask, activation);
+}
+
+}  // namespace switchyard::ops

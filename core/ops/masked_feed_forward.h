@@ -1,0 +1,24 @@
+#pragma once
+
+#include "core/ops/elementwise.h"
+
+namespace switchyard::ops {
+
+/// The weights of a layer of experts; each but up and down may be undefined.
+struct ExpertLayer {
+  Tensor up;         ///< [E, D, S]
+  Tensor up_bias;    ///< [E, S]
+  Tensor gate;       ///< [E, D, S]: the experts are gated linear units
+  Tensor gate_bias;  ///< [E, S]
+  Tensor down;       ///< [E, S, M]
+};
+
+/// The experts that a mask chooses for every token n, forward only:
+///   y[n] = sum over e with mask[n, e] of activation(x[n] up[e] + up_bias[e]) down[e]
+/// or, with a gate, of (activation(x[n] gate[e] + gate_bias[e]) (x[n] up[e] + up_bias[e])) down[e].
+/// x [N, D], mask bool [N, E] -> y [N, M]. A token without experts gets 0. The same as expert_matmul with a plan made
+/// from the mask; but a decoding step of a few tokens on a GPU makes no plan and reads only the weights of chosen
+/// experts.
+Tensor masked_feed_forward(const Tensor& x, const ExpertLayer& layer, const Tensor& mask, Activation activation);
+
+}  // namespace switchyard::ops
