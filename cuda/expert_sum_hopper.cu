@@ -9,6 +9,8 @@
 // A block makes one tile after another: up to 128 tokens of one pattern, 256 columns at a time. For each expert of the
 // pattern warpgroup 0 gathers the rows of its pairs; the rest is as in expert_product_hopper.cu.
 
+#include <bit>
+
 #include "cuda/expert_product_hopper.cuh"
 #include "cuda/expert_sum_hopper.h"
 #include "cuda/tensor_map.h"
@@ -18,19 +20,32 @@ namespace {
 
 using namespace expert_product;
 
-constexpr int kColumns = 256, kMostGroupExperts = 6;
+constexpr int kColumns = 256, kMostGroupExperts = 6, kMostPatternsPerGroup = (1 << kMostGroupExperts) - 1;
 constexpr int kMostPatterns = 256;  // that a counting sort takes in two launches
 
-/// How experts form groups. Pattern number g * patterns_per_group() + bits - 1 has the experts g * size + i for all
-/// bits i of `bits`, which is not 0.
+/// How experts form groups of `size`. The patterns of a group are its non-empty sets of experts, as bits; pattern
+/// number rank * count() + g is the set `by_rank[rank]` of the group g. Larger sets have lower ranks: blocks that take
+/// tiles in turn end with the small ones, at about the same time.
 struct Groups {
   int experts, size;
+  std::uint8_t by_rank[kMostPatternsPerGroup], rank[kMostPatternsPerGroup + 1];
+
+  Groups(int experts_in, int size_in) : experts(experts_in), size(size_in) {
+    int next = 0;
+    for (int members = size; members > 0; --members)
+      for (int bits = 1; bits <= patterns_per_group(); ++bits) {
+        if (std::popcount(static_cast<unsigned>(bits)) != members) continue;
+        by_rank[next] = static_cast<std::uint8_t>(bits);
+        rank[bits] = static_cast<std::uint8_t>(next++);
+      }
+  }
 
   __host__ __device__ int count() const { return (experts + size - 1) / size; }
   __host__ __device__ int patterns_per_group() const { return (1 << size) - 1; }
   __host__ __device__ int patterns() const { return count() * patterns_per_group(); }
-  __device__ int bits(int pattern) const { return pattern % patterns_per_group() + 1; }
-  __device__ int first_expert(int pattern) const { return pattern / patterns_per_group() * size; }
+  __device__ int bits(int pattern) const { return by_rank[pattern / count()]; }
+  __device__ int first_expert(int pattern) const { return pattern % count() * size; }
+  __device__ int pattern(int group, int bits) const { return bits == 0 ? -1 : rank[bits] * count() + group; }
 };
 
 struct PatternProduct {
@@ -40,37 +55,32 @@ struct PatternProduct {
   const std::int32_t* offsets;         // [patterns + 1]: the rows of a pattern
   const std::int32_t* row_to_place;    // row -> token * groups + group
   int inner, outer;
-  Bf16* y;  // [rows, outer]
+  Bf16* y;              // [rows, outer]
+  std::int32_t* dealt;  // tiles that blocks have taken, besides the first of each
 };
 
 /// Which pattern each token has in each group, -1 where it chooses none of the group's experts.
-__global__ void find_patterns(Groups groups, const std::int32_t* choice_to_pair, std::int64_t places,
-                              std::int32_t* patterns) {
+__global__ void find_patterns(const __grid_constant__ Groups groups, const std::int32_t* choice_to_pair,
+                              std::int64_t places, std::int32_t* patterns, std::int32_t* dealt) {
   const std::int64_t place = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (place == 0) *dealt = 0;
   if (place >= places) return;
-  const int first = static_cast<int>(place % groups.count()) * groups.size;
+  const int group = static_cast<int>(place % groups.count()), first = group * groups.size;
   const std::int32_t* pairs = choice_to_pair + place / groups.count() * groups.experts + first;
   int bits = 0;
   for (int i = 0; i < min(groups.size, groups.experts - first); ++i) bits |= (pairs[i] >= 0) << i;
-  patterns[place] = bits - 1;
+  patterns[place] = groups.pattern(group, bits);
 }
 
 struct SumShared {
   Shared<kColumns, 1> ring;
   std::int32_t pairs[2][kMostGroupExperts][kUnitRows];  // of this tile and of the one before
+  std::int32_t offsets[kMostPatterns + 1];              // the rows of a pattern
+  std::int32_t tiles_before[kMostPatterns];             // the number of its first tile
+  std::int32_t next[2];  // the number of the tile after this one, and after the one before
 };
 
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)  // other GPUs get an empty kernel, never launched
-
-/// Calls f(tile) for all tiles of this block, dealt out in turn: blocks that run side by side share their weights.
-template <class F>
-__device__ void for_each_tile(const PatternProduct& p, F f) {
-  for (int number = blockIdx.x;; number += gridDim.x) {
-    const PairTile tile = find_tile(p.offsets, p.groups.patterns(), kUnitRows, number);
-    if (tile.count == 0) return;
-    f(tile);
-  }
-}
 
 /// The gathering warpgroup.
 template <Major kWeight>
@@ -99,16 +109,55 @@ struct PatternGather {
     announce(stage, 0);
   }
 
-  /// A thread for each row of the tile; rows beyond the last repeat it.
-  __device__ void look_up_pairs(const PairTile& tile, int bits) {
+  /// Numbers the tiles: by pattern, and by row within a pattern.
+  __device__ void number_tiles() {
+    const int patterns = p.groups.patterns(), lane = threadIdx.x % 32;
+    for (int i = threadIdx.x; i <= patterns; i += kGroup) shared.offsets[i] = p.offsets[i];
+    synchronize();
+    if (threadIdx.x < 32)
+      for (int first = 0, before = 0; first < patterns; first += 32) {
+        const int i = first + lane;
+        const int own = i < patterns ? (shared.offsets[i + 1] - shared.offsets[i] + kUnitRows - 1) / kUnitRows : 0;
+        const int sum = warp_running_sum(own);
+        if (i < patterns) shared.tiles_before[i] = before + sum - own;
+        before += __shfl_sync(0xffffffffu, sum, 31);
+      }
+    synchronize();
+  }
+
+  /// The tile of a number; count is 0 beyond the last.
+  __device__ PairTile tile_at(int number) const {
+    int pattern = 0;  // the last whose first tile is not beyond
+    for (int end = p.groups.patterns(); end - pattern > 1;) {
+      const int middle = (pattern + end) / 2;
+      (shared.tiles_before[middle] <= number ? pattern : end) = middle;
+    }
+    const int first = shared.offsets[pattern] + (number - shared.tiles_before[pattern]) * kUnitRows;
+    return {pattern, first, max(0, min(kUnitRows, shared.offsets[pattern + 1] - first))};
+  }
+
+  /// A thread's row of a tile, and its pair with each expert of the pattern. Rows beyond the last repeat it.
+  struct Row {
+    std::int32_t pairs[kMostGroupExperts];
+  };
+  __device__ Row look_up(const PairTile& tile) const {
+    Row row{};
+    if (tile.count == 0) return row;
     const std::int32_t place = p.row_to_place[tile.first + min(static_cast<int>(threadIdx.x), tile.count - 1)];
     const std::int32_t* pairs = p.choice_to_pair +
                                 static_cast<std::int64_t>(place / p.groups.count()) * p.groups.experts +
                                 p.groups.first_expert(tile.expert);
-    ++tiles;  // the other buffer may still be read
-    for (; bits != 0; bits &= bits - 1) shared.pairs[tiles % 2][__ffs(bits) - 1][threadIdx.x] = pairs[__ffs(bits) - 1];
-    asm volatile("bar.sync 1, %0;" ::"n"(kGroup) : "memory");
+    const int bits = p.groups.bits(tile.expert);
+#pragma unroll
+    for (int i = 0; i < kMostGroupExperts; ++i)
+      if (bits >> i & 1) row.pairs[i] = pairs[i];
+    return row;
   }
+
+  /// Takes the number of a tile; in thread 0.
+  __device__ int take() const { return threadIdx.x == 0 ? gridDim.x + atomicAdd(p.dealt, 1) : 0; }
+
+  static __device__ void synchronize() { asm volatile("bar.sync 1, %0;" ::"n"(kGroup) : "memory"); }
 
   /// One step's weight, by the copy engine.
   __device__ void copy_weight(int expert, int k0, int column, int stage) const {
@@ -143,13 +192,26 @@ struct PatternGather {
     }
   }
 
+  /// Takes tile after tile. Numbers and rows of the next one are looked up while a tile is copied.
   __device__ void run() {
-    for_each_tile(p, [&](const PairTile& tile) {
-      const int bits = p.groups.bits(tile.expert);
-      look_up_pairs(tile, bits);
+    number_tiles();
+    PairTile tile = tile_at(blockIdx.x);
+    Row row = look_up(tile);
+    int taken = take();
+    while (tile.count != 0) {
+      ++tiles;  // the other buffers may still be read
+#pragma unroll
+      for (int i = 0; i < kMostGroupExperts; ++i) shared.pairs[tiles % 2][i][threadIdx.x] = row.pairs[i];
+      if (threadIdx.x == 0) shared.next[tiles % 2] = taken;
+      synchronize();
+      const PairTile next = tile_at(shared.next[tiles % 2]);
+      taken = take();
+      row = look_up(next);
       for (int column = 0; column < p.outer; column += kColumns)
-        for (int rest = bits; rest != 0; rest &= rest - 1) copy_expert(tile, __ffs(rest) - 1, column);
-    });
+        for (int rest = p.groups.bits(tile.expert); rest != 0; rest &= rest - 1)
+          copy_expert(tile, __ffs(rest) - 1, column);
+      tile = next;
+    }
     end();
   }
 };
@@ -178,7 +240,7 @@ __device__ inline void multiply_pattern(const PatternProduct& p, const Where& ti
 
 template <Major kWeight>
 __global__ void __launch_bounds__(kBlockThreads, 1)
-    pattern_product(PatternProduct p, const __grid_constant__ CUtensorMap weight) {
+    pattern_product(const __grid_constant__ PatternProduct p, const __grid_constant__ CUtensorMap weight) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ __align__(1024) unsigned char memory[];
   auto& shared = *reinterpret_cast<SumShared*>(memory);
@@ -206,12 +268,12 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
 
 /// The largest groups whose patterns are few enough, and have tokens enough to fill a tile each.
 Groups groups_for(const ops::RoutingPlan& plan) {
-  Groups groups{static_cast<int>(plan.experts), std::min(kMostGroupExperts, static_cast<int>(plan.experts))};
-  const auto too_many = [&] {
-    return groups.patterns() > kMostPatterns || groups.patterns_per_group() * kUnitRows > plan.tokens;
-  };
-  while (groups.size > 1 && too_many()) --groups.size;
-  return groups;
+  const int experts = static_cast<int>(plan.experts);
+  for (int size = std::min(kMostGroupExperts, experts); size > 1; --size) {
+    const Groups groups(experts, size);
+    if (groups.patterns() <= kMostPatterns && groups.patterns_per_group() * kUnitRows <= plan.tokens) return groups;
+  }
+  return Groups(experts, 1);
 }
 
 bool along_depth(const Tensor& weight) { return weight.stride(1) == 1 && weight.stride(2) != 1; }
@@ -235,11 +297,12 @@ PatternSums pattern_sums(const Tensor& x, const Tensor& weight, const ops::Routi
   const Context& ctx = context(x.device());
   const Groups groups = groups_for(plan);
   const std::int64_t places = plan.tokens * groups.count(), inner = weight.size(1), outer = weight.size(2);
-  const Tensor patterns = Tensor::empty({plan.tokens, groups.count(), 1}, DType::i32, x.device());
+  const Tensor patterns = Tensor::empty({plan.tokens, groups.count()}, DType::i32, x.device());
+  const Tensor dealt = Tensor::empty({1}, DType::i32, x.device());
   const auto* choice_to_pair = plan.choice_to_pair.data<std::int32_t>();
-  find_patterns<<<blocks_for(places, kThreads), kThreads, 0, ctx.stream>>>(groups, choice_to_pair, places,
-                                                                           patterns.data<std::int32_t>());
-  PatternSums sums{ops::routing_plan(patterns, groups.patterns_per_group()),
+  find_patterns<<<blocks_for(places, kThreads), kThreads, 0, ctx.stream>>>(
+      groups, choice_to_pair, places, patterns.data<std::int32_t>(), dealt.data<std::int32_t>());
+  PatternSums sums{ops::routing_plan(patterns, groups.patterns()),
                    Tensor::empty({places, outer}, x.dtype(), x.device())};
   const PatternProduct product{groups,
                                pointer<bfloat16>(x),
@@ -248,7 +311,8 @@ PatternSums pattern_sums(const Tensor& x, const Tensor& weight, const ops::Routi
                                sums.patterns.pair_to_choice.data<std::int32_t>(),
                                static_cast<int>(inner),
                                static_cast<int>(outer),
-                               pointer<bfloat16>(sums.rows)};
+                               pointer<bfloat16>(sums.rows),
+                               dealt.data<std::int32_t>()};
   const auto* from = pointer<bfloat16>(weight);
   const auto run = [&](auto kernel, const CUtensorMap& map) {
     allow_shared_memory(kernel, sizeof(SumShared));

@@ -6,7 +6,7 @@ namespace switchyard::cuda {
 
 /// Sums over the chosen experts of a mask, not complete yet: a token has a row for each of several groups of experts.
 struct PatternSums {
-  ops::RoutingPlan patterns;  ///< its slots are the groups, its pairs the rows
+  ops::RoutingPlan patterns;  ///< its choices are the groups, its pairs the rows
   Tensor rows;                ///< [pairs, M]
 };
 
