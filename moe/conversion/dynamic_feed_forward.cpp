@@ -92,13 +92,12 @@ Variable DynamicFeedForward::run_all(const Variable& rows) const {
 }
 
 Variable DynamicFeedForward::run(const Variable& rows, const Tensor& mask, const Variable& gates) const {
-  Variable y;
   if (!grad_enabled() && !gates.defined()) {
     const ops::ExpertLayer layer{w1_.data(), data_or_none(b1_), data_or_none(gate_weight_), data_or_none(gate_bias_),
                                  w2_.data()};
-    y = Variable(ops::masked_feed_forward(rows.data(), layer, mask, activation_));
-    return last_bias_.defined() ? y + last_bias_ : y;
+    return completed(Variable(ops::masked_feed_forward(rows.data(), layer, mask, activation_)), rows);
   }
+  Variable y;
   const ops::RoutingPlan plan = ops::routing_plan_from_mask(mask);
   if (gate_weight_.defined()) {
     const auto neurons = [&](const Variable& weight, const Variable& bias, Activation activation) {

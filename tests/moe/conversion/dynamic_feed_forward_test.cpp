@@ -106,6 +106,21 @@ TEST(DynamicFeedForward, ExpertsThatAreNotChosenDoNotRun) {
   EXPECT_GT(ops::count_nonfinite(layer.run(x, mask).data()).item<int>(), 0);
 }
 
+TEST(DynamicFeedForward, AResidualIsAddedWithAndWithoutGradients) {
+  ExpertWeights weights = random_weights(false);
+  weights.w2 = random_tensor({kExperts, kNeurons, kWidth}, 3);
+  weights.last_bias = random_tensor({kWidth}, 4);
+  const DynamicFeedForward plain(weights, Activation::relu);
+  weights.residual = true;
+  const DynamicFeedForward residual(weights, Activation::relu);
+  const Variable x(random_tensor({4, kWidth}, 9));
+  const Tensor mask = random_tensor({4, kExperts}, 10, DType::boolean);
+  const Tensor expected = ops::add(plain.run(x, mask).data(), x.data());
+  EXPECT_CLOSE(residual.run(x, mask).data(), expected, 1e-12);
+  const NoGradGuard no_gradients;
+  EXPECT_CLOSE(residual.run(x, mask).data(), expected, 1e-12);
+}
+
 TEST(DynamicFeedForward, ATokenWithoutExpertsGetsTheLastBias) {
   const ExpertWeights weights = random_weights(true);
   const DynamicFeedForward layer(weights, Activation::silu);
