@@ -288,8 +288,8 @@ bool copyable(const Tensor& matrix, std::int64_t stride) {
 bool pattern_sums_fit(const Tensor& x, const Tensor& weight, const ops::RoutingPlan& plan) {
   const std::int64_t line = along_depth(weight) ? weight.stride(2) : weight.stride(1);
   return context(x.device()).hopper && x.dtype() == DType::bf16 && plan.slots == 1 &&
-         !plan.choice_to_expert.defined() && plan.tokens >= kUnitRows && x.size(1) % kDepth == 0 &&
-         weight.size(2) % kVector == 0 && copyable(x, x.size(1)) && copyable(weight, line) &&
+         !plan.choice_to_expert.defined() && plan.experts <= kMostPatterns && plan.tokens >= kUnitRows &&
+         x.size(1) % kDepth == 0 && weight.size(2) % kVector == 0 && copyable(x, x.size(1)) && copyable(weight, line) &&
          weight.stride(0) % kVector == 0;
 }
 
