@@ -18,8 +18,9 @@ namespace {
 using ops::Unary;
 
 constexpr std::int64_t kChunkValues = std::int64_t{1} << 24;  // hidden values held at a time
+constexpr std::int64_t kGramRows = 64;                        // of the matrices that norms are computed by
 
-/// Activations of all experts' neurons, in the compute dtype: rows [n, D] -> [E, n, S]. One product for all experts:
+/// Activations of all experts' neurons, in the compute dtype: rows [n, D] -> [n, E, S]. One product for all experts:
 /// small experts alone would leave a GPU idle.
 Tensor hidden_of(const Tensor& rows, const ExpertWeights& weights, ops::Activation activation) {
   const std::int64_t experts = weights.experts(), neurons = experts * weights.expert_width();
@@ -30,10 +31,10 @@ Tensor hidden_of(const Tensor& rows, const ExpertWeights& weights, ops::Activati
   };
   Tensor hidden = product(weights.w1, weights.b1, weights.gated() ? ops::Activation::identity : activation);
   if (weights.gated()) hidden = ops::multiply(product(weights.gate, weights.gate_bias, activation), hidden);
-  return hidden.view({rows.size(0), experts, weights.expert_width()}).transpose(0, 1);
+  return hidden.view({rows.size(0), experts, weights.expert_width()});
 }
 
-/// [N, E] of f(hidden [E, n, S]) [E, n] for chunks of n rows, in the compute dtype.
+/// [N, E] of f(hidden [n, E, S]) [n, E] for chunks of n rows, in the compute dtype.
 template <class F>
 Tensor per_expert(const Tensor& rows, const ExpertWeights& weights, ops::Activation activation, F f) {
   check(rows.rank() == 2 && rows.size(1) == weights.width(), "expert targets: rows must be [N, ", weights.width(),
@@ -44,9 +45,23 @@ Tensor per_expert(const Tensor& rows, const ExpertWeights& weights, ops::Activat
   for (std::int64_t first = 0; first < rows.size(0); first += chunk) {
     const std::int64_t last = std::min(first + chunk, rows.size(0));
     const Tensor hidden = hidden_of(rows.slice(0, first, last), weights, activation);
-    result.slice(0, first, last).copy_from(f(hidden).transpose(0, 1));
+    result.slice(0, first, last).copy_from(f(hidden));
   }
   return result;
+}
+
+/// W W^T of each expert's second matrix, those of some experts together on the diagonal of one matrix: [E / G, G S, G
+/// S]. Products with matrices of a few rows would leave a GPU idle.
+Tensor gram_blocks(const ExpertWeights& weights, DType dtype) {
+  const std::int64_t experts = weights.experts(), neurons = weights.expert_width();
+  std::int64_t together = std::max<std::int64_t>(1, std::min(experts, kGramRows / neurons));
+  while (experts % together != 0) --together;
+  const std::int64_t rows = together * neurons;
+  const Tensor w2 = weights.w2.to(dtype).reshape({experts / together, rows, weights.output_width()});
+  std::vector<double> own(static_cast<std::size_t>(rows * rows));
+  for (std::int64_t i = 0; i < rows; ++i)
+    for (std::int64_t j = 0; j < rows; ++j) own[static_cast<std::size_t>(i * rows + j)] = i / neurons == j / neurons;
+  return ops::multiply(ops::matmul(w2, w2.transpose(1, 2)), Tensor::from(own, {rows, rows}).to(dtype).to(w2.device()));
 }
 
 /// Ranks 0 .. E - 1 of one row's values, less their mean; equal values share their mean rank.
@@ -86,10 +101,13 @@ double rank_correlation(const Tensor& prediction, const Tensor& target) {
 // The squared norm of h W is h (W W^T) h^T: with the [S, S] matrices W W^T made once, a token costs S^2 per expert
 // instead of S D.
 Tensor expert_output_norms(const Tensor& rows, const ExpertWeights& weights, ops::Activation activation) {
-  const Tensor w2 = weights.w2.to(ops::compute_dtype(rows.dtype()));
-  const Tensor gram = ops::matmul(w2, w2.transpose(1, 2));
+  const Tensor gram = gram_blocks(weights, ops::compute_dtype(rows.dtype()));
+  const std::int64_t blocks = gram.size(0), experts = weights.experts(), neurons = weights.expert_width();
   return per_expert(rows, weights, activation, [&](const Tensor& hidden) {
-    const Tensor squares = ops::sum(ops::multiply(ops::matmul(hidden, gram), hidden), {-1});
+    const std::int64_t count = hidden.size(0);
+    const Tensor h = hidden.view({count, blocks, gram.size(1)}).transpose(0, 1);  // [blocks, n, neurons of a block]
+    const Tensor products = ops::multiply(ops::matmul(h, gram), h).view({blocks, count, experts / blocks, neurons});
+    const Tensor squares = ops::sum(products, {-1}).transpose(0, 1).reshape({count, experts});
     return ops::unary(Unary::sqrt, ops::unary(Unary::relu, squares));  // rounding may leave a zero below zero
   });
 }

@@ -23,10 +23,10 @@ RouterTutor::~RouterTutor() {
 
 void RouterTutor::normalize_targets() {
   const NoGradGuard no_grad;
+  check(rows() > 0, "RouterTutor: the model has seen no tokens");
   for (std::size_t i = 0; i < layers_.size(); ++i) {
-    check(rows_[i].defined(), "RouterTutor: layer ", i, " has seen no rows, expected the model to have run");
     const Tensor target = target_of(i, rows_[i]);
-    const double size = std::sqrt(ops::mean(ops::unary(ops::Unary::square, target)).to(DType::f64).item<double>());
+    const double size = ops::mean(target).to(DType::f64).item<double>();
     if (size > 0) sizes_[i] = size;  // a layer in which nothing is active keeps its own
   }
 }
@@ -51,12 +51,19 @@ Tensor RouterTutor::target_of(std::size_t layer, const Tensor& rows) const {
                                               : expert_activation_shares(rows, weights, activation);
 }
 
-Variable RouterTutor::loss() const {
+std::int64_t RouterTutor::rows() const {
+  for (std::size_t i = 0; i < rows_.size(); ++i)
+    check(rows_[i].defined(), "RouterTutor: layer ", i, " has seen no rows, expected the model to have run");
+  return rows_[0].size(0);
+}
+
+Variable RouterTutor::loss(std::int64_t first, std::int64_t last) const {
+  check(first >= 0 && first < last && last <= rows(), "RouterTutor: rows ", first, " to ", last, " of ", rows());
   Variable total;
   for (std::size_t i = 0; i < layers_.size(); ++i) {
-    check(rows_[i].defined(), "RouterTutor: layer ", i, " has seen no rows, expected the model to have run");
-    const Variable prediction = layers_[i]->router().forward(Variable(rows_[i]));
-    const Variable loss = router_loss(loss_, prediction, ops::affine(target_of(i, rows_[i]), 1 / sizes_[i]));
+    const Tensor rows = rows_[i].slice(0, first, last);
+    const Variable prediction = layers_[i]->router().forward(Variable(rows));
+    const Variable loss = router_loss(loss_, prediction, ops::affine(target_of(i, rows), 1 / sizes_[i]));
     total = total.defined() ? total + loss : loss;
   }
   return total;
@@ -64,10 +71,10 @@ Variable RouterTutor::loss() const {
 
 std::vector<RouterQuality> RouterTutor::quality(std::int64_t rows, double share) const {
   const NoGradGuard no_grad;
+  const std::int64_t count = std::min(rows, this->rows());
   std::vector<RouterQuality> qualities;
   for (std::size_t i = 0; i < layers_.size(); ++i) {
-    check(rows_[i].defined(), "RouterTutor: layer ", i, " has seen no rows, expected the model to have run");
-    const Tensor some = rows_[i].slice(0, 0, std::min(rows, rows_[i].size(0)));
+    const Tensor some = rows_[i].slice(0, 0, count);
     const Tensor prediction = layers_[i]->router().forward(Variable(some)).data();
     const auto k = static_cast<std::int64_t>(share * static_cast<double>(prediction.size(1)));
     qualities.push_back(router_quality(prediction, target_of(i, some), std::max<std::int64_t>(k, 1)));

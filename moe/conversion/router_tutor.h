@@ -23,17 +23,18 @@ class RouterTutor {
   RouterTutor(const RouterTutor&) = delete;
   RouterTutor& operator=(const RouterTutor&) = delete;
 
-  /// Measures the targets of each layer (their root mean square on the rows seen last; reads it back) and divides them
-  /// by it from then on: norms of sparse layers are small, and a learning rate would have to know how small.
+  /// Measures the targets of each layer (their mean on the rows seen last; reads it back) and divides them by it from
+  /// then on: norms of sparse layers are small, and a learning rate would have to know how small.
   void normalize_targets();
   /// Once training is over: routers that learned normalised targets now give the targets themselves.
   void undo_normalization();
 
   /// Parameters of all routers, "<layer>.layers.<i>.weight" with the layers numbered from 0.
   std::vector<nn::NamedParameter> parameters() const;
-  /// Sum of the routers' losses on the rows seen last: each router learns as if it were alone. Throws Error before the
-  /// model has run.
-  Variable loss() const;
+  /// How many rows were seen last. Throws Error before the model has run.
+  std::int64_t rows() const;
+  /// Sum of the routers' losses on rows first .. last - 1 of them: each router learns as if it were alone.
+  Variable loss(std::int64_t first, std::int64_t last) const;
   /// How each router does on the first `rows` of them. Recall is of the best experts, `share` of a layer's but at least
   /// one (see router_quality).
   std::vector<RouterQuality> quality(std::int64_t rows, double share) const;

@@ -63,6 +63,8 @@ void describe_routers(Schema& schema, RoutersConfig& routers) {
                 "norm: regression on the norm of each expert's output (D2DMoE); moefication: cross-entropy with each "
                 "expert's share of the activations, for topk gates only");
   schema.integer("hidden", routers.hidden, 1, 1 << 16, "neurons of the router");
+  schema.integer("tokens", routers.tokens, 1, 1 << 24,
+                 "per step, at most: a batch that went through the model serves several steps");
   schema.choice("loss", routers.loss, "of kind norm");
   describe_optimizer(schema, "routers.optimizer", routers.optimizer);
 }

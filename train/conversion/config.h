@@ -42,7 +42,7 @@ struct ProjectionsConfig {
   bool residual = false;
   std::int64_t expert_width = 8;
   std::int64_t router_hidden = 32;
-  OptimizerConfig optimizer = {.learning_rate = 1e-3, .weight_decay = 0, .schedule = {}};
+  OptimizerConfig optimizer = {.learning_rate = 5e-3, .weight_decay = 0, .schedule = {}};
 };
 
 struct SparsifyConfig {
@@ -65,6 +65,7 @@ struct RoutersConfig {
   std::int64_t steps = 1000;
   RouterKind kind = RouterKind::norm;
   std::int64_t hidden = 128;
+  std::int64_t tokens = 4096;
   RegressionLoss loss = RegressionLoss::mse;
   OptimizerConfig optimizer = {.learning_rate = 1e-3, .weight_decay = 0, .schedule = {}};
 };

@@ -23,15 +23,16 @@ std::vector<nn::TransformerBlock*> blocks_of(Task& task) {
 }
 
 bool fit_phase(PhaseContext& context, PhaseKind kind, const FitLoss& loss,
-               const std::vector<nn::NamedParameter>& parameters, std::int64_t steps,
-               const OptimizerConfig& optimizer) {
+               const std::vector<nn::NamedParameter>& parameters, std::int64_t steps, const OptimizerConfig& optimizer,
+               std::int64_t tokens_per_step) {
   FitOptions options;
   options.steps = steps;
   options.optimizer = optimizer;
   options.clip = context.config.training.clip;
   options.log_every = context.config.training.log_every;
+  const std::int64_t tokens = tokens_per_step > 0 ? tokens_per_step : context.task.tokens_per_batch();
   const auto report = [&](const FitReport& now) {
-    const double rate = static_cast<double>(context.task.tokens_per_batch()) / now.seconds_per_step;
+    const double rate = static_cast<double>(tokens) / now.seconds_per_step;
     const double seconds_left = now.seconds_per_step * static_cast<double>(now.steps - now.step);
     context.say(format("%s  step %5lld/%lld  loss %.5g  %s tok/s  ETA %s", std::string(name_of(kind)).c_str(),
                        static_cast<long long>(now.step), static_cast<long long>(now.steps), now.loss,

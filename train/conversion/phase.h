@@ -43,9 +43,11 @@ extern const Phase kProjectionsPhase, kSparsifyPhase, kExpertsPhase, kRoutersPha
 /// All blocks of the task's model.
 std::vector<nn::TransformerBlock*> blocks_of(Task& task);
 
-/// fit() of a phase: every report becomes a line of progress and one of metrics. Returns whether all steps were made.
+/// fit() of a phase: every report becomes a line of progress and one of metrics. `tokens_per_step` is for these; 0: a
+/// whole batch. Returns whether all steps were made.
 bool fit_phase(PhaseContext& context, PhaseKind kind, const FitLoss& loss,
-               const std::vector<nn::NamedParameter>& parameters, std::int64_t steps, const OptimizerConfig& optimizer);
+               const std::vector<nn::NamedParameter>& parameters, std::int64_t steps, const OptimizerConfig& optimizer,
+               std::int64_t tokens_per_step = 0);
 
 /// {"loss": ..., "accuracy": ...}, the latter for classifiers; and that as "loss 1.2345", "loss 0.4321 accuracy 81.5%".
 boost::json::object to_json(const Score& score);

@@ -46,11 +46,18 @@ std::optional<json::object> run(PhaseContext& context) {
     task.run_training_batch();
     tutor.normalize_targets();
   }
+  std::int64_t next = 0, rows = 0;  // of the batch that went through the model last
   const auto loss = [&](std::int64_t) {
-    task.run_training_batch();
-    return tutor.loss();
+    if (next == rows) {
+      task.run_training_batch();
+      next = 0;
+      rows = tutor.rows();
+    }
+    const std::int64_t first = std::exchange(next, std::min(next + config.tokens, rows));
+    return tutor.loss(first, next);
   };
-  if (!fit_phase(context, PhaseKind::routers, loss, tutor.parameters(), config.steps, config.optimizer))
+  if (!fit_phase(context, PhaseKind::routers, loss, tutor.parameters(), config.steps, config.optimizer,
+                 std::min(config.tokens, task.tokens_per_batch())))
     return std::nullopt;
   tutor.undo_normalization();
   return judge(task, tutor);

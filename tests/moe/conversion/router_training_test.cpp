@@ -5,6 +5,8 @@
 #include <cmath>
 
 #include "autograd/gradcheck.h"
+#include "core/ops/matmul.h"
+#include "core/ops/reduce.h"
 #include "moe/conversion/norm_router.h"
 #include "nn/optim/adamw.h"
 #include "tests/support/close.h"
@@ -58,6 +60,26 @@ TEST(RouterTargets, NormsOfEachExpertsOutput) {
     });
     EXPECT_CLOSE(expert_output_norms(rows, weights, ops::Activation::relu), expected, 1e-12);
     EXPECT_CLOSE(expert_output_norms(rows.to(DType::f32), weights, ops::Activation::relu), expected, 1e-5);
+  }
+}
+
+// Experts whose matrices share blocks, and those that have one each; in bf16 all but the operands is computed in f32.
+TEST(RouterTargets, NormsAreThoseOfTheExpertsOutputsAtEverySize) {
+  for (const auto& [experts, neurons] : {std::pair<std::int64_t, std::int64_t>{48, 4}, {7, 24}, {3, 100}}) {
+    ExpertWeights weights;
+    weights.w1 = random_tensor({experts, 16, neurons}, 1, DType::bf16);
+    weights.b1 = random_tensor({experts, neurons}, 2, DType::bf16);
+    weights.w2 = random_tensor({experts, neurons, 9}, 3, DType::bf16);
+    const Tensor rows = random_tensor({33, 16}, 4, DType::bf16), x = rows.to(DType::f64);
+    const Tensor expected = Tensor::empty({33, experts}, DType::f64, rows.device());
+    for (std::int64_t e = 0; e < experts; ++e) {
+      const auto own = [e](const Tensor& all) { return all.select(0, e).to(DType::f64); };
+      const Tensor sums = ops::add(ops::matmul(x, own(weights.w1)), own(weights.b1));
+      const Tensor out = ops::matmul(ops::unary(ops::Unary::relu, sums), own(weights.w2));
+      const Tensor squares = ops::sum(ops::unary(ops::Unary::square, out), {-1});
+      expected.select(1, e).copy_from(ops::unary(ops::Unary::sqrt, squares));
+    }
+    EXPECT_CLOSE(expert_output_norms(rows, weights, ops::Activation::relu), expected, 1e-4);
   }
 }
 

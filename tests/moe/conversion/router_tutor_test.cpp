@@ -4,6 +4,7 @@
 
 #include "autograd/grad_mode.h"
 #include "autograd/ops/elementwise.h"
+#include "core/ops/reduce.h"
 #include "nn/optim/adamw.h"
 #include "tests/support/close.h"
 #include "tests/support/errors.h"
@@ -45,17 +46,23 @@ struct Layers {
 
 TEST(RouterTutor, TheLossIsTheSumOfTheLayers) {
   Layers layers;
-  const RouterTutor tutor({&layers.first, &layers.second}, RouterTarget::output_norm, RouterLoss::mse);
-  EXPECT_ERROR(tutor.loss(), "layer 0 has seen no rows");
+  RouterTutor tutor({&layers.first, &layers.second}, RouterTarget::output_norm, RouterLoss::mse);
+  EXPECT_ERROR(tutor.loss(0, 1), "layer 0 has seen no rows");
   layers.run(3);
   const Tensor x = random_tensor({4, 16, kWidth}, 3).view({64, kWidth});
+  const Tensor mask = Tensor::full({64, kExperts}, 1, DType::boolean, x.device());
+  const Tensor between = layers.first.run(Variable(x), mask).data();
   const auto loss_of = [](const DynamicFeedForward& layer, const Tensor& rows) {
     const Tensor target = expert_output_norms(rows, layer.weights(), Activation::relu);
     return router_loss(RouterLoss::mse, layer.router().forward(Variable(rows)), target);
   };
-  const Tensor between =
-      layers.first.run(Variable(x), Tensor::full({64, kExperts}, 1, DType::boolean, x.device())).data();
-  EXPECT_CLOSE(tutor.loss().data(), (loss_of(layers.first, x) + loss_of(layers.second, between)).data(), 1e-12);
+  EXPECT_EQ(tutor.rows(), 64);
+  for (const auto& [first, last] : {std::pair<std::int64_t, std::int64_t>{0, 32}, {40, 64}}) {
+    const Variable expected =
+        loss_of(layers.first, x.slice(0, first, last)) + loss_of(layers.second, between.slice(0, first, last));
+    EXPECT_CLOSE(tutor.loss(first, last).data(), expected.data(), 1e-12);
+  }
+  EXPECT_ERROR(tutor.loss(10, 65), "rows 10 to 65 of 64");
 }
 
 TEST(RouterTutor, NormalizedTargetsAreAnotherScaleOfTheSameTask) {
@@ -65,20 +72,20 @@ TEST(RouterTutor, NormalizedTargetsAreAnotherScaleOfTheSameTask) {
   layers.run(3);
   const Tensor x = random_tensor({4, 16, kWidth}, 3).view({64, kWidth});
   const Tensor target = expert_output_norms(x, layers.first.weights(), Activation::relu);
-  double squares = 0;
-  for (const double value : target.to_vector<double>()) squares += value * value;
-  const double size = std::sqrt(squares / static_cast<double>(target.numel()));
+  double sum = 0;
+  for (const double value : target.to_vector<double>()) sum += value;
+  const double size = sum / static_cast<double>(target.numel());
   tutor.normalize_targets();
-  const double normalized = tutor.loss().item<double>();
+  const double normalized = tutor.loss(0, 64).item<double>();
   tutor.undo_normalization();  // predictions grow with the targets, so errors do too
-  EXPECT_NEAR(tutor.loss().item<double>(), normalized * size * size, 1e-10 * size * size);
+  EXPECT_NEAR(tutor.loss(0, 64).item<double>(), normalized * size * size, 1e-10 * size * size);
 }
 
 TEST(RouterTutor, OnlyRoutersLearn) {
   Layers layers;
-  const RouterTutor tutor({&layers.first, &layers.second}, RouterTarget::output_norm, RouterLoss::huber);
+  RouterTutor tutor({&layers.first, &layers.second}, RouterTarget::output_norm, RouterLoss::huber);
   layers.run(3);
-  tutor.loss().backward();
+  tutor.loss(0, tutor.rows()).backward();
   EXPECT_EQ(tutor.parameters().size(), 4u);
   for (const nn::NamedParameter& p : tutor.parameters()) EXPECT_TRUE(p.variable.grad().defined()) << p.name;
   for (const nn::NamedParameter& p : layers.first.named_parameters())
@@ -89,13 +96,13 @@ TEST(RouterTutor, RoutersLearnToOrderTheExperts) {
   for (const RouterTarget target : {RouterTarget::output_norm, RouterTarget::activation_share}) {
     const bool norms = target == RouterTarget::output_norm;
     Layers layers(norms ? Activation::abs : Activation::identity);
-    const RouterTutor tutor({&layers.first, &layers.second}, target,
-                            norms ? RouterLoss::mse : RouterLoss::binary_cross_entropy);
+    RouterTutor tutor({&layers.first, &layers.second}, target,
+                      norms ? RouterLoss::mse : RouterLoss::binary_cross_entropy);
     nn::AdamW optimizer(nn::parameter_groups(tutor.parameters(), 0), {.learning_rate = 0.02});
     for (std::uint64_t step = 0; step < 150; ++step) {
       layers.run(100 + step);
       optimizer.zero_grad();
-      tutor.loss().backward();
+      tutor.loss(0, tutor.rows()).backward();
       optimizer.step();
     }
     layers.run(3);

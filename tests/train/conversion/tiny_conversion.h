@@ -32,6 +32,7 @@ inline ConversionConfig tiny_conversion(const std::filesystem::path& run) {
   config.experts.expert_width = 4;
   config.routers.steps = 60;
   config.routers.hidden = 16;
+  config.routers.tokens = 48;  // of 64 in a batch
   config.routers.optimizer.learning_rate = 0.01;
   return config;
 }
