@@ -5,6 +5,7 @@
 // pairs go through a buffer with a row per pair and a second kernel (expert_reduce.cu) that adds in choice order: no
 // atomics, so results do not vary.
 
+#include "core/kernels/copy.h"
 #include "core/kernels/expert_matmul.h"
 #include "core/ops/norm.h"
 #include "cuda/expert_matmul.cuh"
@@ -157,6 +158,11 @@ PairSum<device_t<T>> sum_of(const Tensor& products, std::int64_t rows, const Ten
           pointer<T>(dgates)};
 }
 
+/// A mask may leave pairs out. Nobody reads their rows for their values, but elementwise ops pass over them.
+void clear_missing(const Tensor& y, const ops::RoutingPlan& plan) {
+  if (plan.choices * plan.slots == plan.experts && y.numel() > 0) fill(y, 0);
+}
+
 /// The input gradient where every pair has a row of its own.
 template <class D>
 void input_backward_by_pair(PairProduct<D> product, PairSum<D> sum, RowMap x_rows, bool through_relu,
@@ -201,9 +207,11 @@ void input_backward(const Tensor& dy, const Tensor& x, const Tensor& weight, con
     sum.bias_products = to;
   }
   const RowMap x_rows = row_map(plan, options.input);
-  if (by_pair)
+  if (by_pair) {
+    clear_missing(products, plan);
     return input_backward_by_pair(product, sum, x_rows, options.input_activation == ops::Activation::relu, plan,
                                   products);
+  }
   multiply_pairs(product, plan, products);
   launch_sum_pairs(sum, x_rows, stream);
 }
@@ -215,8 +223,10 @@ void expert_matmul(const Tensor& x, const Tensor& weight, const Tensor& bias, co
   if (dense_product_pays(bias, plan, options)) return dense_expert_matmul(x, weight, gates, plan, options, y);
   dispatch_floating(x.dtype(), "expert_matmul", [&](auto tag) {
     using T = typename decltype(tag)::type;
-    if (options.output == Rows::pair)
+    if (options.output == Rows::pair) {
+      if (options.clear_missing) clear_missing(y, plan);
       return multiply_pairs(product_of<T>(x, options.input, weight, bias, gates, plan, options.activation, y), plan, y);
+    }
     if (options.input == Rows::pair && !bias.defined() && !gates.defined() && pattern_sums_fit(x, weight, plan)) {
       const PatternSums sums = pattern_sums(x, weight, plan);
       return launch_sum_pairs(sum_of<T>(sums.rows, y.size(0), {}, sums.patterns, y, {}, {}), {}, stream_of(y));

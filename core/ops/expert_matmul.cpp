@@ -35,6 +35,8 @@ void check_operand(const char* op, const char* name, const Tensor& x, const Tens
 void check_rows(const char* op, const char* name, const Tensor& x, Rows rows, const RoutingPlan& plan) {
   check(x.rank() == 2 && x.size(0) == row_count(plan, rows), op, ": ", name, " has shape ", x.shape(), ", expected [",
         row_count(plan, rows), ", width] for one row per ", name_of(rows));
+  check(x.device() == plan.expert_offsets.device(), op, ": ", name, " is on ", x.device(), ", the routing plan on ",
+        plan.expert_offsets.device(), ", expected one device");
 }
 
 void check_gates(const char* op, const Tensor& gates, const Tensor& reference, const RoutingPlan& plan) {

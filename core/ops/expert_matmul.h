@@ -19,6 +19,9 @@ struct ExpertMatmulOptions {
   /// argument, which is 0 where x is not positive. Only with input = Rows::pair. (Other activations' derivatives cannot
   /// be seen from their results.)
   Activation input_activation = Activation::identity;
+  /// With output = Rows::pair: whether rows beyond the true number of pairs are 0. Where they are left as they are, a
+  /// GPU is spared a pass over them; for callers that find all rows by the plan.
+  bool clear_missing = true;
 };
 
 /// The central op of a mixture of experts (the papers' CVMM). For every pair p with expert e, over rows of x:
@@ -27,7 +30,8 @@ struct ExpertMatmulOptions {
 /// x [rows, K]; weight [experts, K, M] (a transposed view is used in place); bias [experts, M] or undefined; gates in
 /// choice order, [N, H, C] or [N, C], or undefined for 1. y [rows, M]: with output = row or token the products are
 /// summed in choice order, so the result is deterministic; a row without pairs is 0. With output = pair, rows beyond
-/// the true number of pairs are unspecified. Gathered copies of x or of the products are not kept.
+/// the true number of pairs are 0, unless options.clear_missing says otherwise. Gathered copies of x or of the products
+/// are not kept.
 Tensor expert_matmul(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& gates,
                      const RoutingPlan& plan, const ExpertMatmulOptions& options);
 

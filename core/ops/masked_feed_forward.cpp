@@ -66,7 +66,8 @@ Tensor all_experts(const Tensor& x, const ExpertLayer& layer, const Tensor& mask
 Tensor by_plan(const Tensor& x, const ExpertLayer& layer, const Tensor& mask, Activation activation) {
   const RoutingPlan plan = routing_plan_from_mask(mask);
   const auto product = [&](const Tensor& weight, const Tensor& bias, Activation function) {
-    return expert_matmul(x, weight, bias, {}, plan, {Rows::token, Rows::pair, function});
+    return expert_matmul(x, weight, bias, {}, plan,
+                         {Rows::token, Rows::pair, function, Activation::identity, /*clear_missing=*/false});
   };
   Tensor hidden = product(layer.up, layer.up_bias, layer.gate.defined() ? Activation::identity : activation);
   if (layer.gate.defined()) hidden = multiply(product(layer.gate, layer.gate_bias, activation), hidden);
