@@ -43,8 +43,6 @@ struct Groups {
   __host__ __device__ int count() const { return (experts + size - 1) / size; }
   __host__ __device__ int patterns_per_group() const { return (1 << size) - 1; }
   __host__ __device__ int patterns() const { return count() * patterns_per_group(); }
-  __device__ int bits(int pattern) const { return by_rank[pattern / count()]; }
-  __device__ int first_expert(int pattern) const { return pattern % count() * size; }
   __device__ int pattern(int group, int bits) const { return bits == 0 ? -1 : rank[bits] * count() + group; }
 };
 
@@ -81,6 +79,10 @@ struct SumShared {
 };
 
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)  // other GPUs get an empty kernel, never launched
+
+/// The set of a pattern, and the first expert of its group.
+__device__ inline int bits_of(const Groups& groups, int pattern) { return groups.by_rank[pattern / groups.count()]; }
+__device__ inline int first_expert(const Groups& groups, int pattern) { return pattern % groups.count() * groups.size; }
 
 /// The gathering warpgroup.
 template <Major kWeight>
@@ -146,8 +148,8 @@ struct PatternGather {
     const std::int32_t place = p.row_to_place[tile.first + min(static_cast<int>(threadIdx.x), tile.count - 1)];
     const std::int32_t* pairs = p.choice_to_pair +
                                 static_cast<std::int64_t>(place / p.groups.count()) * p.groups.experts +
-                                p.groups.first_expert(tile.expert);
-    const int bits = p.groups.bits(tile.expert);
+                                first_expert(p.groups, tile.expert);
+    const int bits = bits_of(p.groups, tile.expert);
 #pragma unroll
     for (int i = 0; i < kMostGroupExperts; ++i)
       if (bits >> i & 1) row.pairs[i] = pairs[i];
@@ -183,7 +185,7 @@ struct PatternGather {
       const int stage = wait_for_stage();
       if (threadIdx.x == 0) {
         shared.ring.where[stage] = {tile.expert, tile.first, tile.count, column};
-        copy_weight(p.groups.first_expert(tile.expert) + i, k0, column, stage);
+        copy_weight(first_expert(p.groups, tile.expert) + i, k0, column, stage);
       }
       Bf16* to = shared.ring.stages[stage].rows + swizzled(first_line, vector);
 #pragma unroll
@@ -208,7 +210,7 @@ struct PatternGather {
       taken = take();
       row = look_up(next);
       for (int column = 0; column < p.outer; column += kColumns)
-        for (int rest = p.groups.bits(tile.expert); rest != 0; rest &= rest - 1)
+        for (int rest = bits_of(p.groups, tile.expert); rest != 0; rest &= rest - 1)
           copy_expert(tile, __ffs(rest) - 1, column);
       tile = next;
     }
@@ -221,7 +223,7 @@ template <Major kWeight>
 __device__ inline void multiply_pattern(const PatternProduct& p, const Where& tile, Shared<kColumns, 1>& ring,
                                         int& step) {
   const int warpgroup = threadIdx.x / kGroup - 1, first_row = warpgroup * 64 + threadIdx.x / 32 % 4 * 16;
-  const int steps = __popc(p.groups.bits(tile.expert)) * p.inner / kDepth;
+  const int steps = __popc(bits_of(p.groups, tile.expert)) * p.inner / kDepth;
   if (warpgroup * 64 >= tile.count) {
     for (const int end = step + steps; step < end; ++step) {
       wait_barrier(&ring.full[step % kStages], step / kStages % 2);

@@ -6,13 +6,12 @@
 // Started again with the same arguments it goes on after the last phase that it finished. At the end it measures the
 // model at every setting of its gates: tools/plot.py sweep converted/sweep.json.
 #include <boost/json/array.hpp>
-#include <boost/program_options.hpp>
 #include <iostream>
 
+#include "examples/command_line.h"
 #include "train/conversion/conversion.h"
 #include "train/interrupt.h"
 #include "train/json_text.h"
-#include "train/threads.h"
 
 using namespace switchyard;
 namespace po = boost::program_options;
@@ -35,9 +34,7 @@ po::options_description options() {
 }
 
 po::variables_map parse(int argc, char** argv) {
-  po::variables_map given;
-  const auto style = po::command_line_style::unix_style & ~po::command_line_style::allow_guessing;
-  po::store(po::command_line_parser(argc, argv).options(options()).positional({}).style(style).run(), given);
+  const po::variables_map given = read_command_line(argc, argv, options());
   if (given.count("help") || given.count("help-config")) return given;
   check(given.count("config"), "expected --config FILE (try configs/d2dmoe-gpt.json) or --help");
   check(given.count("validate-config") || given.count("model"),
@@ -74,29 +71,12 @@ int convert_and_report(const po::variables_map& given, const std::string& progra
   return 0;
 }
 
-int run_program(int argc, char** argv) {
+int run(int argc, char** argv) {
   const po::variables_map given = parse(argc, argv);
-  if (given.count("help")) {
-    std::cout << options();
-  } else if (given.count("help-config")) {
-    std::cout << train::conversion_config_help();
-  } else if (given.count("validate-config")) {
-    std::cout << train::pretty_json(train::to_json(read_config(given)));
-  } else {
-    return convert_and_report(given, argv[0]);
-  }
-  return 0;
+  const auto config = [&] { return train::pretty_json(train::to_json(read_config(given))); };
+  return answered(given, options(), train::conversion_config_help, config) ? 0 : convert_and_report(given, argv[0]);
 }
 
 }  // namespace
 
-int main(int argc, char** argv) {
-  train::sleep_while_waiting(argv);
-  try {
-    return run_program(argc, argv);
-  } catch (const std::exception& error) {
-    std::cout.flush();
-    std::cerr << "convert: " << error.what() << std::endl;
-    return 1;
-  }
-}
+int main(int argc, char** argv) { return run_program("convert", argc, argv, run); }

@@ -2,13 +2,12 @@
 //
 //   build/cpu/bin/generate --run runs/demo-2026-03-01-142507 --prompt "namespace "
 //   build/cpu/bin/generate --run converted --tau 0.9
-#include <boost/program_options.hpp>
 #include <iostream>
 
+#include "examples/command_line.h"
 #include "moe/conversion/convert.h"
 #include "train/sample.h"
 #include "train/tasks/language_model_task.h"
-#include "train/threads.h"
 
 using namespace switchyard;
 namespace po = boost::program_options;
@@ -42,10 +41,7 @@ Request parse(int argc, char** argv) {
   add("seed", po::value(&request.seed)->default_value(request.seed), "the same seed writes the same text");
   add("device", po::value(&request.device), "cpu, cuda or cuda:<index>; without it, the run's");
   add("help", "print this");
-  po::variables_map given;
-  const auto style = po::command_line_style::unix_style & ~po::command_line_style::allow_guessing;
-  po::store(po::command_line_parser(argc, argv).options(all).positional({}).style(style).run(), given);
-  po::notify(given);
+  const po::variables_map given = read_command_line(argc, argv, all);
   request.help = given.count("help") > 0;
   if (request.help) std::cout << all;
   check(request.help || given.count("run"), "expected --run FOLDER, such as one that train_lm made");
@@ -55,24 +51,21 @@ Request parse(int argc, char** argv) {
   return request;
 }
 
+int run(int argc, char** argv) {
+  Request request = parse(argc, argv);
+  if (request.help) return 0;
+  const auto opened = train::open_task(request.run, {request.device},
+                                       [](const std::string& line) { std::cerr << "generate: " << line << std::endl; });
+  auto* task = dynamic_cast<train::LanguageModelTask*>(opened.get());
+  check(task != nullptr, request.run, ": holds no language model");
+  if (request.gate.mode != moe::GateMode::all) moe::set_gates(task->model(), request.gate);
+  request.sampling.context = std::max<std::int64_t>(task->config().model.context, 2);
+  const std::string text =
+      train::generate_text(task->model(), *task->text().tokenizer, request.prompt, request.sampling, request.seed);
+  std::cout << request.prompt << train::printable(text) << std::endl;
+  return 0;
+}
+
 }  // namespace
 
-int main(int argc, char** argv) {
-  train::sleep_while_waiting(argv);
-  try {
-    Request request = parse(argc, argv);
-    if (request.help) return 0;
-    const auto opened = train::open_task(
-        request.run, {request.device}, [](const std::string& line) { std::cerr << "generate: " << line << std::endl; });
-    auto* task = dynamic_cast<train::LanguageModelTask*>(opened.get());
-    check(task != nullptr, request.run, ": holds no language model");
-    if (request.gate.mode != moe::GateMode::all) moe::set_gates(task->model(), request.gate);
-    request.sampling.context = std::max<std::int64_t>(task->config().model.context, 2);
-    const std::string text =
-        train::generate_text(task->model(), *task->text().tokenizer, request.prompt, request.sampling, request.seed);
-    std::cout << request.prompt << train::printable(text) << std::endl;
-  } catch (const std::exception& error) {
-    std::cerr << "generate: " << error.what() << std::endl;
-    return 1;
-  }
-}
+int main(int argc, char** argv) { return run_program("generate", argc, argv, run); }

@@ -3,12 +3,11 @@
 //
 //   build/cpu/bin/import_model --from gemma-2b --out runs/gemma-2b --data my_notes/
 //   build/cpu/bin/generate --run runs/gemma-2b --prompt "The "
-#include <boost/program_options.hpp>
 #include <iostream>
 
 #include "core/error.h"
+#include "examples/command_line.h"
 #include "train/import/run.h"
-#include "train/threads.h"
 
 using namespace switchyard;
 namespace po = boost::program_options;
@@ -27,10 +26,8 @@ po::options_description options() {
   return all;
 }
 
-int run_program(int argc, char** argv) {
-  po::variables_map given;
-  const auto style = po::command_line_style::unix_style & ~po::command_line_style::allow_guessing;
-  po::store(po::command_line_parser(argc, argv).options(options()).positional({}).style(style).run(), given);
+int run(int argc, char** argv) {
+  const po::variables_map given = read_command_line(argc, argv, options());
   if (given.count("help")) {
     std::cout << options();
     return 0;
@@ -51,12 +48,4 @@ int run_program(int argc, char** argv) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
-  train::sleep_while_waiting(argv);
-  try {
-    return run_program(argc, argv);
-  } catch (const std::exception& error) {
-    std::cerr << "import_model: " << error.what() << std::endl;
-    return 1;
-  }
-}
+int main(int argc, char** argv) { return run_program("import_model", argc, argv, run); }

@@ -5,14 +5,13 @@
 //   build/cpu/bin/train_lm --resume runs/demo-2026-03-01-142507
 //
 // It ends with the validation loss in bits per byte, a sample of text, and the name of the run's folder.
-#include <boost/program_options.hpp>
 #include <iostream>
 
 #include "core/profiler.h"
+#include "examples/command_line.h"
 #include "moe/accounting.h"
 #include "train/json_text.h"
 #include "train/sample.h"
-#include "train/threads.h"
 #include "train/trainer.h"
 
 using namespace switchyard;
@@ -46,11 +45,7 @@ std::int64_t profiled_steps(const po::variables_map& given) {
 }
 
 po::variables_map parse(int argc, char** argv) {
-  const Strings words(argv + 1, argv + argc);
-  po::variables_map given;
-  const auto style = po::command_line_style::unix_style & ~po::command_line_style::allow_guessing;
-  const po::positional_options_description none;
-  po::store(po::command_line_parser(words).options(options()).positional(none).style(style).run(), given);
+  const po::variables_map given = read_command_line(argc, argv, options());
   if (given.count("help") || given.count("help-config")) return given;
   check(given.count("config") != given.count("resume"),
         given.count("config") ? "--config and --resume exclude each other: a run goes on with its own configuration"
@@ -156,29 +151,12 @@ int train_and_report(const po::variables_map& given, const std::string& program)
   return 0;
 }
 
-int run_program(int argc, char** argv) {
+int run(int argc, char** argv) {
   const po::variables_map given = parse(argc, argv);
-  if (given.count("help")) {
-    std::cout << options();
-  } else if (given.count("help-config")) {
-    std::cout << train::config_help();
-  } else if (given.count("validate-config")) {
-    std::cout << train::pretty_json(train::to_json(read_config(given)));
-  } else {
-    return train_and_report(given, argv[0]);
-  }
-  return 0;
+  const auto config = [&] { return train::pretty_json(train::to_json(read_config(given))); };
+  return answered(given, options(), train::config_help, config) ? 0 : train_and_report(given, argv[0]);
 }
 
 }  // namespace
 
-int main(int argc, char** argv) {
-  train::sleep_while_waiting(argv);
-  try {
-    return run_program(argc, argv);
-  } catch (const std::exception& error) {
-    std::cout.flush();
-    std::cerr << "train_lm: " << error.what() << std::endl;
-    return 1;
-  }
-}
+int main(int argc, char** argv) { return run_program("train_lm", argc, argv, run); }
