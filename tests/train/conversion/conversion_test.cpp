@@ -113,7 +113,8 @@ TEST_F(ConversionTest, GeluIsSwappedForRelu) {
   EXPECT_LT(after("gelu"), 0.01);
   config.sparsify.swap_to_relu = true;
   EXPECT_GT(after("relu"), 0.3);
-  for (moe::DynamicFeedForward* layer : moe::converted_layers(load_converted(folder_ / "relu", {}, kSilent)->model()))
+  const auto task = load_converted(folder_ / "relu", {}, kSilent);
+  for (moe::DynamicFeedForward* layer : moe::converted_layers(task->model()))
     EXPECT_EQ(layer->activation(), ops::Activation::relu);
 }
 
