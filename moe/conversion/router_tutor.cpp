@@ -11,10 +11,18 @@
 namespace switchyard::moe {
 
 RouterTutor::RouterTutor(std::vector<DynamicFeedForward*> layers, RouterTarget target, RouterLoss loss)
-    : layers_(std::move(layers)), target_(target), loss_(loss), rows_(layers_.size()), sizes_(layers_.size(), 1) {
+    : layers_(std::move(layers)),
+      target_(target),
+      loss_(loss),
+      rows_(layers_.size()),
+      targets_(layers_.size()),
+      sizes_(layers_.size(), 1) {
   check(!layers_.empty(), "RouterTutor: the model has no converted layer");
   for (std::size_t i = 0; i < layers_.size(); ++i)
-    layers_[i]->set_observer([this, i](const Tensor& rows) { rows_[i] = rows; });
+    layers_[i]->set_observer([this, i](const Tensor& rows) {
+      rows_[i] = rows;
+      targets_[i] = {};
+    });
 }
 
 RouterTutor::~RouterTutor() {
@@ -28,12 +36,14 @@ void RouterTutor::normalize_targets() {
     const Tensor target = target_of(i, rows_[i]);
     const double size = ops::mean(target).to(DType::f64).item<double>();
     if (size > 0) sizes_[i] = size;  // a layer in which nothing is active keeps its own
+    targets_[i] = {};
   }
 }
 
 void RouterTutor::undo_normalization() {
   for (std::size_t i = 0; i < layers_.size(); ++i) layers_[i]->router().scale_scores(sizes_[i]);
   sizes_.assign(layers_.size(), 1);
+  targets_.assign(layers_.size(), {});
 }
 
 std::vector<nn::NamedParameter> RouterTutor::parameters() const {
@@ -51,6 +61,12 @@ Tensor RouterTutor::target_of(std::size_t layer, const Tensor& rows) const {
                                               : expert_activation_shares(rows, weights, activation);
 }
 
+const Tensor& RouterTutor::learned_target(std::size_t layer) const {
+  Tensor& target = targets_[layer];
+  if (!target.defined()) target = ops::affine(target_of(layer, rows_[layer]), 1 / sizes_[layer]);
+  return target;
+}
+
 std::int64_t RouterTutor::rows() const {
   for (std::size_t i = 0; i < rows_.size(); ++i)
     check(rows_[i].defined(), "RouterTutor: layer ", i, " has seen no rows, expected the model to have run");
@@ -61,9 +77,8 @@ Variable RouterTutor::loss(std::int64_t first, std::int64_t last) const {
   check(first >= 0 && first < last && last <= rows(), "RouterTutor: rows ", first, " to ", last, " of ", rows());
   Variable total;
   for (std::size_t i = 0; i < layers_.size(); ++i) {
-    const Tensor rows = rows_[i].slice(0, first, last);
-    const Variable prediction = layers_[i]->router().forward(Variable(rows));
-    const Variable loss = router_loss(loss_, prediction, ops::affine(target_of(i, rows), 1 / sizes_[i]));
+    const Variable prediction = layers_[i]->router().forward(Variable(rows_[i].slice(0, first, last)));
+    const Variable loss = router_loss(loss_, prediction, learned_target(i).slice(0, first, last));
     total = total.defined() ? total + loss : loss;
   }
   return total;

@@ -41,12 +41,16 @@ class RouterTutor {
 
  private:
   Tensor target_of(std::size_t layer, const Tensor& rows) const;
+  /// What a layer's router is to predict for all its rows. Computed when first asked for: a batch serves several steps,
+  /// and the matrices that norms come from depend on the weights alone.
+  const Tensor& learned_target(std::size_t layer) const;
 
   std::vector<DynamicFeedForward*> layers_;
   RouterTarget target_;
   RouterLoss loss_;
-  std::vector<Tensor> rows_;   // [N, D] of each layer
-  std::vector<double> sizes_;  // what each layer's targets are divided by
+  std::vector<Tensor> rows_;             // [N, D] of each layer
+  mutable std::vector<Tensor> targets_;  // [N, E] of each layer, divided by its size; undefined until asked for
+  std::vector<double> sizes_;            // what each layer's targets are divided by
 };
 
 }  // namespace switchyard::moe
