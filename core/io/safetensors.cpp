@@ -1,6 +1,7 @@
 #include "core/io/safetensors.h"
 
 #include <algorithm>
+#include <bit>
 #include <boost/json.hpp>
 #include <cstring>
 #include <set>
@@ -21,11 +22,31 @@ struct TypeName {
 };
 constexpr TypeName kTypeNames[] = {{"F32", DType::f32}, {"F64", DType::f64}, {"BF16", DType::bf16},
                                    {"I32", DType::i32}, {"I64", DType::i64}, {"BOOL", DType::boolean}};
+constexpr std::string_view kHalf = "F16";
 
 std::string_view type_name(DType dtype) {
   for (const auto& type : kTypeNames)
     if (type.dtype == dtype) return type.name;
   fail("save_safetensors: no name for dtype ", dtype);
+}
+
+/// The value of IEEE 754's 16-bit format (sign, 5 bits of exponent, 10 of fraction) in `bits`.
+float value_of_half(std::uint16_t bits) {
+  const std::uint32_t sign = (bits & 0x8000u) << 16, exponent = (bits >> 10) & 31u, fraction = bits & 0x3ffu;
+  if (exponent == 0) return (sign ? -0x1p-24f : 0x1p-24f) * static_cast<float>(fraction);
+  const std::uint32_t wide = exponent == 31 ? 255 : exponent + (127 - 15);  // 255: infinite or NaN
+  return std::bit_cast<float>(sign | wide << 23 | fraction << 13);
+}
+
+Tensor load_half(const std::byte* data, const Shape& shape) {
+  Tensor out = Tensor::empty(shape, DType::f32, Device::cpu());
+  float* to = out.data<float>();
+  for (std::int64_t i = 0; i < out.numel(); ++i) {
+    std::uint16_t bits = 0;
+    std::memcpy(&bits, data + 2 * i, sizeof bits);  // may lie unaligned
+    to[i] = value_of_half(bits);
+  }
+  return out;
 }
 
 /// Byte offsets of each tensor's data. Wider types come first, so that every tensor is aligned to its type.
@@ -100,16 +121,18 @@ const Shape& SafetensorsFile::shape(std::string_view name) const { return find("
 
 DType SafetensorsFile::dtype(std::string_view name) const {
   const Entry& entry = find("dtype", name);
+  if (entry.type == kHalf) return DType::f32;
   for (const auto& type : kTypeNames)
     if (type.name == entry.type) return type.dtype;
   fail("safetensors: ", path().string(), ": tensor '", name, "': type ", entry.type,
-       " is not supported, expected F32, F64, BF16, I32, I64 or BOOL");
+       " is not supported, expected F32, F64, F16, BF16, I32, I64 or BOOL");
 }
 
 Tensor SafetensorsFile::load(std::string_view name) const {
   const Entry& entry = find("load", name);
   const DType type = dtype(name);
   std::byte* data = file_->data() + data_begin_ + entry.begin;
+  if (entry.type == kHalf) return load_half(data, entry.shape);
   const auto bytes = static_cast<std::size_t>(entry.end - entry.begin);
   if (type == DType::boolean) {
     const auto* bad = std::find_if(data, data + bytes, [](std::byte b) { return b > std::byte{1}; });

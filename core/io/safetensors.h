@@ -25,10 +25,12 @@ class SafetensorsFile {
   const std::vector<std::string>& names() const { return contents_->names; }
   bool contains(std::string_view name) const;
   const Shape& shape(std::string_view name) const;
-  /// Throws Error for the types of the format that no DType stands for (F16, U8, ...).
+  /// Of what load() gives: f32 for F16, which no DType stands for. Throws Error for the other types of the format
+  /// that none stands for (U8, F8_E4M3, ...).
   DType dtype(std::string_view name) const;
   /// The tensor, on the CPU. It borrows the mapped file (writing to it never changes the file) unless its data lie
-  /// unaligned, when they are copied. BOOL data other than 0 and 1 throw Error.
+  /// unaligned, when they are copied, or are F16, when they are converted, which is exact. BOOL data other than 0 and 1
+  /// throw Error.
   Tensor load(std::string_view name) const;
   const std::map<std::string, std::string>& metadata() const { return contents_->metadata; }
   const std::filesystem::path& path() const { return file_->path(); }
