@@ -54,8 +54,8 @@ Tensor decode(const Tensor& x, const ExpertLayer& layer, const Tensor& mask, Act
 Tensor all_experts(const Tensor& x, const ExpertLayer& layer, const Tensor& mask, Activation activation) {
   const std::int64_t neurons = layer.up.size(0) * layer.up.size(2);
   const auto product = [&](const Tensor& weight, const Tensor& bias, Activation function) {
-    const Tensor columns = weight.permute({1, 0, 2}).reshape({x.size(1), neurons});
-    return linear(x, columns.transpose(0, 1), bias.defined() ? bias.reshape({neurons}) : bias, {}, function);
+    const Tensor matrix = weight.transpose(1, 2).reshape({neurons, x.size(1)});
+    return linear(x, matrix, bias.defined() ? bias.reshape({neurons}) : bias, {}, function);
   };
   Tensor hidden = product(layer.up, layer.up_bias, layer.gate.defined() ? Activation::identity : activation);
   if (layer.gate.defined()) hidden = multiply(product(layer.gate, layer.gate_bias, activation), hidden);

@@ -51,9 +51,12 @@ DynamicFeedForward::DynamicFeedForward(const ExpertWeights& weights, Activation 
   const auto parameter = [this](const char* name, const Tensor& tensor, bool decays) {
     return tensor.defined() ? register_parameter(name, tensor, decays) : Variable{};
   };
-  w1_ = parameter("w1", weights.w1, true);
+  const auto by_neuron = [&](const char* name, const Tensor& weight) {
+    return parameter(name, weight.defined() ? weight.transpose(1, 2).contiguous() : weight, true);
+  };
+  w1_ = by_neuron("w1", weights.w1);
   b1_ = parameter("b1", weights.b1, false);
-  gate_weight_ = parameter("gate", weights.gate, true);
+  gate_weight_ = by_neuron("gate", weights.gate);
   gate_bias_ = parameter("gate_bias", weights.gate_bias, false);
   w2_ = parameter("w2", weights.w2, true);
   last_bias_ = parameter("last_bias", weights.last_bias, false);
@@ -62,7 +65,7 @@ DynamicFeedForward::DynamicFeedForward(const ExpertWeights& weights, Activation 
 }
 
 nn::LayerOutput DynamicFeedForward::forward(const Variable& x) {
-  check(x.rank() == 3 && x.size(2) == w1_.size(1), "DynamicFeedForward: x must be [B, T, ", w1_.size(1), "], got ",
+  check(x.rank() == 3 && x.size(2) == w1_.size(2), "DynamicFeedForward: x must be [B, T, ", w1_.size(2), "], got ",
         x.shape());
   const Variable rows = reshape(x, {x.size(0) * x.size(1), x.size(2)});
   if (observer_) observer_(rows.data());
@@ -81,9 +84,9 @@ Tensor DynamicFeedForward::choose(const Variable& rows) const {
 }
 
 Variable DynamicFeedForward::run_all(const Variable& rows) const {
-  const std::int64_t neurons = w1_.size(0) * w1_.size(2);
+  const std::int64_t neurons = w1_.size(0) * w1_.size(1);
   const auto hidden = [&](const Variable& weight, const Variable& bias, Activation activation) {
-    const Variable matrix = reshape(permute(weight, {0, 2, 1}), {neurons, weight.size(1)});
+    const Variable matrix = reshape(weight, {neurons, weight.size(2)});
     return linear_activation(rows, matrix, bias.defined() ? reshape(bias, {neurons}) : bias, activation);
   };
   const Variable up = hidden(w1_, b1_, gate_weight_.defined() ? Activation::identity : activation_);
@@ -93,20 +96,20 @@ Variable DynamicFeedForward::run_all(const Variable& rows) const {
 
 Variable DynamicFeedForward::run(const Variable& rows, const Tensor& mask, const Variable& gates) const {
   if (!grad_enabled() && !gates.defined()) {
-    const ops::ExpertLayer layer{w1_.data(), data_or_none(b1_), data_or_none(gate_weight_), data_or_none(gate_bias_),
-                                 w2_.data()};
+    const ExpertWeights own = weights();
+    const ops::ExpertLayer layer{own.w1, own.b1, own.gate, own.gate_bias, own.w2};
     return completed(Variable(ops::masked_feed_forward(rows.data(), layer, mask, activation_)), rows);
   }
   Variable y;
   const ops::RoutingPlan plan = ops::routing_plan_from_mask(mask);
   if (gate_weight_.defined()) {
     const auto neurons = [&](const Variable& weight, const Variable& bias, Activation activation) {
-      return expert_matmul(rows, weight, bias, {}, plan, {Rows::token, Rows::pair, activation});
+      return expert_matmul(rows, transpose(weight, 1, 2), bias, {}, plan, {Rows::token, Rows::pair, activation});
     };
     const Variable hidden = neurons(gate_weight_, gate_bias_, activation_) * neurons(w1_, b1_, Activation::identity);
     y = expert_matmul(hidden, w2_, {}, gates, plan, {Rows::pair, Rows::token, Activation::identity});
   } else {
-    y = expert_feed_forward(rows, w1_, b1_, w2_, gates, plan, activation_);
+    y = expert_feed_forward(rows, transpose(w1_, 1, 2), b1_, w2_, gates, plan, activation_);
   }
   return completed(y, rows);
 }
@@ -123,9 +126,9 @@ void DynamicFeedForward::set_gate(const Gate& gate) {
 
 ExpertWeights DynamicFeedForward::weights() const {
   ExpertWeights weights;
-  weights.w1 = w1_.data();
+  weights.w1 = w1_.data().transpose(1, 2);
   weights.b1 = data_or_none(b1_);
-  weights.gate = data_or_none(gate_weight_);
+  if (gate_weight_.defined()) weights.gate = gate_weight_.data().transpose(1, 2);
   weights.gate_bias = data_or_none(gate_bias_);
   weights.w2 = w2_.data();
   weights.last_bias = data_or_none(last_bias_);

@@ -16,11 +16,14 @@ namespace switchyard::moe {
 /// as in ExpertWeights.
 /// Chosen experts count in full: scores decide, they do not weight. So all experts together are the dense layer, and
 /// the choice carries no gradient; routers are trained by themselves (router_training.h). The cost follows the experts
-/// really run. Parameters w1, b1, gate, gate_bias, w2, last_bias, as far as there are any, and router.*.
+/// really run. Parameters w1, b1, gate, gate_bias, w2, last_bias, as far as there are any, and router.*. w1 and gate
+/// are [E, S, D]: so one layout, a row of weights for each neuron, serves all experts as a dense layer and single
+/// experts.
 class DynamicFeedForward : public nn::FeedForwardLayer {
  public:
-  /// The weights become the layer's parameters, uncopied where they lie on the default device. Of `router`, width and
-  /// experts are taken from the weights. Starts with the gate `all`. Throws Error where shapes do not fit.
+  /// The weights become the layer's parameters, uncopied where they lie on the default device in that layout. Of
+  /// `router`, width and experts are taken from the weights. Starts with the gate `all`. Throws Error where shapes do
+  /// not fit.
   DynamicFeedForward(const ExpertWeights& weights, ops::Activation activation, NormRouterOptions router = {},
                      Generator& generator = nn::initial_weights());
 
@@ -38,7 +41,7 @@ class DynamicFeedForward : public nn::FeedForwardLayer {
   const Gate& gate() const { return gate_; }
   NormRouter& router() { return router_; }
   const NormRouter& router() const { return router_; }
-  /// The parameters' tensors.
+  /// The parameters' tensors, uncopied.
   ExpertWeights weights() const;
   ops::Activation activation() const { return activation_; }
 

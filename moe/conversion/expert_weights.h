@@ -4,11 +4,12 @@
 
 namespace switchyard::moe {
 
-/// The weights of a dense feed-forward whose neurons are grouped into E experts of S neurons each, laid out as
-/// expert_matmul wants them. For a row x [D], expert e gives
+/// The weights of a dense feed-forward whose neurons are grouped into E experts of S neurons each. For a row x [D],
+/// expert e gives
 ///   activation(x w1_e + b1_e) w2_e, or with `gate`: (activation(x gate_e + gate_bias_e) * (x w1_e + b1_e)) w2_e.
 /// The sum of all experts plus last_bias, plus x with `residual`, is the dense layer. All tensors have one dtype and
-/// device.
+/// device. Any strides will do; w1 and gate are used in place where each neuron's weights lie together, that is, where
+/// they are transposed views of [E, S, D].
 struct ExpertWeights {
   Tensor w1;         ///< [E, D, S]
   Tensor b1;         ///< [E, S], or undefined

@@ -78,7 +78,7 @@ ExpertWeights split_into_experts(const DenseWeights& dense, const Tensor& labels
     return ops::embedding(rows, order).view({experts, neurons / experts, rows.size(1)});
   };
   const auto columns = [&](const Tensor& matrix) {
-    return matrix.defined() ? grouped(matrix).transpose(1, 2).contiguous() : Tensor{};
+    return matrix.defined() ? grouped(matrix).transpose(1, 2) : Tensor{};
   };
   const auto biases = [&](const Tensor& bias) {
     return bias.defined() ? grouped(bias.unsqueeze(1)).squeeze(2) : Tensor{};

@@ -36,7 +36,10 @@ struct Run {
     for (const auto& parameter : layer.named_parameters())
       if (names.contains(parameter.name)) {
         const Tensor reference = file.tensor(prefix + "grad." + names.at(parameter.name));
-        results[prefix + "grad." + names.at(parameter.name)] = parameter.variable.grad().view(reference.shape());
+        const bool by_neuron = parameter.name == "w1" || parameter.name == "gate";
+        const Tensor& grad = parameter.variable.grad();
+        results[prefix + "grad." + names.at(parameter.name)] =
+            (by_neuron ? grad.transpose(1, 2) : grad).reshape(reference.shape());
       }
   }
 };
