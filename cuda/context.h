@@ -3,6 +3,9 @@
 #include <cublasLt.h>
 #include <cuda_runtime.h>
 
+#include <cstddef>
+#include <cstdint>
+
 #include "core/device.h"
 
 namespace switchyard::cuda {
