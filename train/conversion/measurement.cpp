@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <chrono>
 
+#include "autograd/grad_mode.h"
 #include "core/graph.h"
+#include "core/ops/elementwise.h"
 
 namespace switchyard::train {
 namespace {
@@ -12,6 +14,19 @@ double seconds_of(const std::function<void()>& work) {
   const auto start = std::chrono::steady_clock::now();
   work();
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+/// Mean loss of the next training batches, in evaluation mode. The place in the training data is put back.
+Score training_score(Task& task, std::int64_t batches) {
+  const NoGradGuard no_grad;
+  const boost::json::object place = task.state();
+  const bool was_training = task.model().training();
+  task.model().eval();
+  const Tensor sum = Tensor::zeros({1}, DType::f64, task.model().parameters().at(0).device());
+  for (std::int64_t i = 0; i < batches; ++i) ops::accumulate(sum, task.training_loss().data());
+  task.model().train(was_training);
+  task.restore(place);
+  return {sum.item<double>() / static_cast<double>(batches), std::nullopt, batches * task.tokens_per_batch()};
 }
 
 }  // namespace
@@ -39,7 +54,7 @@ Measurement measure(Task& task, const MeasurementOptions& options) {
   Measurement result;
   for (const moe::ConvertibleLayer& layer : layers)
     if (layer.converted) layer.converted->collect(true);
-  result.score = task.evaluate();
+  result.score = options.training_batches > 0 ? training_score(task, options.training_batches) : task.evaluate();
   for (const moe::ConvertibleLayer& layer : layers) {
     result.macs_per_token += layer.measured();
     result.dense_macs_per_token += layer.dense;

@@ -28,6 +28,9 @@ struct Measurement {
 };
 
 struct MeasurementOptions {
+  /// Above 0 the score is the mean loss of as many training batches instead, the same at every call while the task's
+  /// place in its training data is the same: for choosing settings that the validation data then judges.
+  std::int64_t training_batches = 0;
   std::int64_t repeats = 5;  ///< timed passes, whose median counts; 0 takes no times
   std::int64_t decoded_tokens = 64;
 };

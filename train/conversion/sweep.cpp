@@ -30,6 +30,8 @@ struct Curve {
 
 using Layers = std::vector<moe::DynamicFeedForward*>;
 
+constexpr std::int64_t kTrainingBatches = 8;  // that a tau for each layer is chosen by
+
 void set_gates(const Layers& layers, const std::vector<Gate>& gates) {
   for (std::size_t i = 0; i < layers.size(); ++i) layers[i]->set_gate(gates[i]);
 }
@@ -176,13 +178,14 @@ std::vector<std::vector<double>> layer_taus(Task& task, const std::vector<double
   const Layers& layers = kept.layers();
   std::vector<Gate> setting(layers.size());
   set_gates(layers, setting);
-  const Measurement all = measure(task, {.repeats = 0});
+  const MeasurementOptions options{.training_batches = kTrainingBatches, .repeats = 0};
+  const Measurement all = measure(task, options);
   std::vector<std::vector<double>> rises(layers.size()), costs(layers.size());  // [layer][tau]
   for (std::size_t layer = 0; layer < layers.size(); ++layer) {
     for (const double tau : taus) {
       setting[layer] = {GateMode::dynk_max, 1, tau};
       set_gates(layers, setting);
-      const Measurement one = measure(task, {.repeats = 0});
+      const Measurement one = measure(task, options);
       rises[layer].push_back(one.score.loss - all.score.loss);
       costs[layer].push_back(one.layers[layer].macs_per_token);
     }

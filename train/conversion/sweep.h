@@ -27,9 +27,9 @@ void describe_sweep(Schema& schema, SweepConfig& config);
 
 /// For each of several budgets the taus of the converted layers, gate dynk_max, chosen among `taus` by a simple model:
 /// that the loss rises by the sum of what it rises by when one layer alone is set and the others run all experts. That
-/// takes an evaluation for each layer and tau. Budgets come from prices of a multiply-add, spread evenly in their
-/// logarithm; each layer takes the tau of the least rise plus price. From the dearest price, so the cheapest model, on;
-/// equal choices appear once.
+/// takes an evaluation for each layer and tau, on training batches: the validation data judges the choice. Budgets come
+/// from prices of a multiply-add, spread evenly in their logarithm; each layer takes the tau of the least rise plus
+/// price. From the dearest price, so the cheapest model, on; equal choices appear once.
 std::vector<std::vector<double>> layer_taus(Task& task, const std::vector<double>& taus);
 
 /// Measures the task's converted model at every setting and puts its gates back. `dense` is the measurement of the
