@@ -1,6 +1,7 @@
 #include "data/labelled_texts.h"
 
 #include <algorithm>
+#include <map>
 #include <set>
 
 #include "core/error.h"
@@ -43,6 +44,13 @@ std::string list_of(const std::vector<std::string>& names) {
   return list;
 }
 
+/// Each once, sorted.
+std::vector<std::string> labels_of(const std::vector<Line>& lines) {
+  std::set<std::string> labels;
+  for (const Line& line : lines) labels.insert(line.label);
+  return {labels.begin(), labels.end()};
+}
+
 }  // namespace
 
 LabelledTexts read_labelled_texts(const std::vector<std::filesystem::path>& files,
@@ -53,15 +61,14 @@ LabelledTexts read_labelled_texts(const std::vector<std::filesystem::path>& file
   check(!lines.empty(), "labelled texts: ", files.front().string(), files.size() > 1 ? " and the other files" : "",
         ": no examples, expected lines of <label><tab><text>");
   LabelledTexts out;
-  std::set<std::string> names(classes.begin(), classes.end());
-  if (names.empty())
-    for (const Line& line : lines) names.insert(line.label);
-  out.classes.assign(names.begin(), names.end());
+  out.classes = classes.empty() ? labels_of(lines) : classes;
+  std::map<std::string, std::int64_t> numbers;
+  for (const std::string& name : out.classes) numbers.emplace(name, static_cast<std::int64_t>(numbers.size()));
   for (Line& line : lines) {
-    const auto at = std::lower_bound(out.classes.begin(), out.classes.end(), line.label);
-    check(at != out.classes.end() && *at == line.label, "labelled texts: ", line.place, ": label \"", line.label,
+    const auto at = numbers.find(line.label);
+    check(at != numbers.end(), "labelled texts: ", line.place, ": label \"", line.label,
           "\" is unknown, expected one of ", list_of(out.classes));
-    out.labels.push_back(at - out.classes.begin());
+    out.labels.push_back(at->second);
     out.texts.push_back(std::move(line.text));
   }
   return out;

@@ -1,8 +1,11 @@
-// Makes the folder of a run of a language model of Hugging Face's transformers, GPT-2 or Gemma: config.json and its
+// Makes the folder of a run of a model of Hugging Face's transformers (GPT-2, Gemma, ViT): config.json and its
 // safetensors files, as save_pretrained() writes them or the Hub holds them.
 //
 //   build/cpu/bin/import_model --from gemma-2b --out runs/gemma-2b --data my_notes/
 //   build/cpu/bin/generate --run runs/gemma-2b --prompt "The "
+//   build/cpu/bin/import_model --from vit-digits --out runs/vit-digits --set data.images=train-images-idx3-ubyte ...
+#include <boost/json/array.hpp>
+#include <boost/json/serialize.hpp>
 #include <iostream>
 
 #include "core/error.h"
@@ -20,8 +23,10 @@ po::options_description options() {
   auto add = all.add_options();
   add("from", po::value<std::string>(), "folder with config.json and model.safetensors");
   add("out", po::value<std::string>(), "folder of the run, to be made");
-  add("data", po::value<Strings>()->multitoken()->default_value({}, ""),
-      "text files or folders that the run is to go on with; none: the text built into the program");
+  add("data", po::value<Strings>()->multitoken(),
+      "text files or folders that a language model is to go on with; none: the text built into the program");
+  add("set", po::value<Strings>()->composing(),
+      "key=value: sets one key of the run's configuration, such as data.images; may be repeated");
   add("help", "print this");
   return all;
 }
@@ -35,14 +40,14 @@ int run(int argc, char** argv) {
   check(given.count("from"), "expected --from FOLDER, a model as transformers' save_pretrained() writes it");
   check(given.count("out"), "expected --out FOLDER for the run");
   const std::string from = given["from"].as<std::string>(), out = given["out"].as<std::string>();
-  const bool has_tokenizer = train::write_imported_run(train::HubFolder(from), given["data"].as<Strings>(), out,
-                                                       [](const std::string& line) { std::cout << line << std::endl; });
+  Strings overrides = given.count("set") ? given["set"].as<Strings>() : Strings();
+  if (given.count("data")) {
+    const Strings files = given["data"].as<Strings>();
+    overrides.push_back("data.files=" + boost::json::serialize(boost::json::array(files.begin(), files.end())));
+  }
+  train::write_imported_run(train::HubFolder(from), overrides, out,
+                            [](const std::string& line) { std::cout << line << std::endl; });
   std::cout << "run folder: " << out << std::endl;
-  if (!has_tokenizer)
-    std::cout
-        << "without a tokenizer: " << from
-        << " has no SentencePiece tokenizer.model, the only kind read here; programs that need text refuse the run"
-        << std::endl;
   return 0;
 }
 

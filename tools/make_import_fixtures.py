@@ -4,8 +4,9 @@ them, with inputs and the logits that it computes.
 
   python3 tools/make_import_fixtures.py [tests/train/fixtures]
 
-Needs torch (the CPU is enough), transformers, safetensors. For each family a folder with config.json, the weights
-(model.safetensors, or several files with an index) and expected.safetensors.
+Needs torch (the CPU is enough), transformers, safetensors, pillow. For each family a folder with config.json, the
+weights (model.safetensors, or several files with an index), what transformers says of its inputs, and
+expected.safetensors.
 """
 import pathlib
 import sys
@@ -36,14 +37,14 @@ def random_tokens(vocabulary, generator):
 def gpt2(generator):
     config = transformers.GPT2Config(
         vocab_size=61, n_positions=16, n_embd=24, n_layer=2, n_head=3, bos_token_id=0, eos_token_id=0)
-    return transformers.GPT2LMHeadModel(config), {"input_ids": random_tokens(61, generator)}
+    return transformers.GPT2LMHeadModel(config), {"input_ids": random_tokens(61, generator)}, {}
 
 
 def gemma(generator):
     config = transformers.GemmaConfig(
         vocab_size=61, hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, head_dim=8, max_position_embeddings=32, rope_theta=500.0)
-    return transformers.GemmaForCausalLM(config), {"input_ids": random_tokens(61, generator)}
+    return transformers.GemmaForCausalLM(config), {"input_ids": random_tokens(61, generator)}, {}
 
 
 def bert(generator):
@@ -54,7 +55,7 @@ def bert(generator):
     mask[1, 7:] = 0
     kinds = (torch.arange(TOKENS) >= 5).long().expand(BATCH, TOKENS).contiguous()
     inputs = {"input_ids": random_tokens(61, generator), "attention_mask": mask, "token_type_ids": kinds}
-    return transformers.BertForSequenceClassification(config), inputs
+    return transformers.BertForSequenceClassification(config), inputs, {}
 
 
 def vit(generator):
@@ -62,10 +63,22 @@ def vit(generator):
         hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=3, image_size=12, patch_size=4,
         num_channels=3, num_labels=5)
     images = torch.randn(BATCH, 3, 12, 12, generator=generator)
-    return transformers.ViTForImageClassification(config), {"pixel_values": images}
+    return transformers.ViTForImageClassification(config), {"pixel_values": images}, {}
 
 
-FAMILIES = {"gpt2": gpt2, "gemma": gemma, "bert": bert, "vit": vit}
+def vit_grey(generator):
+    config = transformers.ViTConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=12, patch_size=4,
+        num_channels=1, id2label={0: "circle", 1: "square", 2: "line"})
+    pixels = torch.randint(256, (BATCH, 12, 12), generator=generator, dtype=torch.int32)
+    processor = transformers.ViTImageProcessorPil(size={"height": 12, "width": 12}, image_mean=[0.4], image_std=[0.3])
+    images = [image[:, :, None].numpy().astype("uint8") for image in pixels]
+    inputs = processor(images, input_data_format="channels_last", return_tensors="pt")
+    return transformers.ViTForImageClassification(config), dict(inputs), {"pixels": pixels}, processor
+
+
+# From a generator: the model, its inputs, what they were made from, and what made them.
+FAMILIES = {"gpt2": gpt2, "gemma": gemma, "bert": bert, "vit": vit, "vit_grey": vit_grey}
 
 
 def main():
@@ -73,7 +86,7 @@ def main():
     for seed, (name, make) in enumerate(FAMILIES.items()):
         generator = torch.Generator().manual_seed(seed)
         torch.manual_seed(seed)
-        model, inputs = make(generator)
+        model, inputs, sources, *processors = make(generator)
         randomize(model, generator)
         model.eval()
         with torch.no_grad():
@@ -82,7 +95,9 @@ def main():
         # Gemma's in several files, as large models are.
         model.save_pretrained(folder, max_shard_size="30KB" if name == "gemma" else "1GB")
         (folder / "generation_config.json").unlink(missing_ok=True)
-        save_file({**inputs, "logits": logits.contiguous()}, folder / "expected.safetensors")
+        for processor in processors:
+            processor.save_pretrained(folder)
+        save_file({**inputs, **sources, "logits": logits.contiguous()}, folder / "expected.safetensors")
         print(f"{name}: {sum(p.numel() for p in model.parameters())} parameters, logits up to {logits.abs().max():.3f}")
 
 

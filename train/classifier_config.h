@@ -28,14 +28,22 @@ struct ClassifierFeedForwardConfig {
   double width_multiplier = 4.0;
 };
 
-/// An encoder with a classifier on top: nn::TextClassifier without segments and pooler, or nn::VisionTransformer.
+/// An encoder with a classifier on top: nn::TextClassifier or nn::VisionTransformer.
 struct ClassifierModelConfig {
   ClassifierKind kind = ClassifierKind::text_classifier;
   std::int64_t width = 128;
   std::int64_t layers = 4;
-  std::int64_t context = 256;                                 ///< text_classifier: tokens of a text
-  nn::Pooling pooling = nn::Pooling::mean;                    ///< text_classifier
-  std::int64_t patch_size = 4;                                ///< image_classifier
+  // text_classifier
+  std::int64_t vocabulary_size = 0;  ///< 0: the tokenizer's
+  std::int64_t context = 256;        ///< tokens of a text
+  std::int64_t segments = 0;         ///< of which the texts' tokens are all in the first
+  nn::Pooling pooling = nn::Pooling::mean;
+  bool pooler = false;
+  // image_classifier
+  std::int64_t image_size = 0;  ///< height and width; 0: that of the images
+  std::int64_t channels = 1;
+  std::int64_t patch_size = 4;
+  // both
   nn::NormPlacement norm_placement = nn::NormPlacement::pre;  ///< image_classifier: pre
   double norm_epsilon = 1e-5;
   double dropout = 0.0;
@@ -45,11 +53,14 @@ struct ClassifierModelConfig {
 };
 
 struct ClassifierDataConfig {
+  std::vector<std::string> classes;
   // text_classifier
   std::vector<std::string> files, validation_files;
   TokenizerConfig tokenizer;
   // image_classifier
   std::string images, labels, validation_images, validation_labels;
+  double mean = 0.0;
+  double deviation = 0.0;  ///< 0: mean and deviation of the training images
   std::int64_t most_shift = 0;
 };
 
@@ -80,6 +91,8 @@ std::string classifier_config_help();
 
 /// Throws Error for values that do not fit together; the schema has checked each by itself.
 void validate(const ClassifierConfig& config);
+/// As validate, of the section "model" alone.
+void validate(const ClassifierModelConfig& model);
 
 /// Whether `config`, of a run of any kind, is a classifier's.
 bool is_classifier_config(const boost::json::object& config);
@@ -87,11 +100,13 @@ bool is_classifier_config(const boost::json::object& config);
 /// Hidden neurons of a feed-forward.
 std::int64_t feedforward_width(const ClassifierModelConfig& config);
 
-/// A new model with weights drawn from `generator`, for the kind that the function names.
+/// A new model with weights drawn from `generator`, for the kind that the function names and a tokenizer of that many
+/// tokens. Throws Error where the config has room for fewer.
 std::unique_ptr<nn::TextClassifier> build_text_classifier(const ClassifierModelConfig& config,
                                                           std::int64_t vocabulary_size, std::int64_t classes,
                                                           Generator& generator);
-/// Throws Error where the patches do not divide images of that size.
+/// Likewise, for images of that height and width. Throws Error where the config says another, or the patches do not
+/// divide them.
 std::unique_ptr<nn::VisionTransformer> build_image_classifier(const ClassifierModelConfig& config,
                                                               std::int64_t image_size, std::int64_t classes,
                                                               Generator& generator);

@@ -26,6 +26,7 @@ TEST(LabelledTexts, TakesTheClassesOfOtherFiles) {
   EXPECT_EQ(read.labels, std::vector<std::int64_t>{2});
   EXPECT_ERROR(read_labelled_texts({folder / "a.tsv"}, {"a", "b"}),
                "a.tsv:1: label \"c\" is unknown, expected one of a, b");
+  EXPECT_EQ(read_labelled_texts({folder / "a.tsv"}, {"c", "a", "b"}).labels, std::vector<std::int64_t>{0});
 }
 
 TEST(LabelledTexts, ErrorsNameFileAndLine) {

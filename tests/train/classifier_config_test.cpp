@@ -64,6 +64,13 @@ TEST(ClassifierConfig, ErrorsNameTheKey) {
             "config: data.validation_labels: is empty, expected an IDX file");
   EXPECT_EQ(message(images, [](ClassifierConfig& c) { c.model.norm_placement = nn::NormPlacement::post; }),
             "config: model.norm_placement: \"post\" is not possible with kind \"image_classifier\", expected \"pre\"");
+  EXPECT_EQ(message(images, [](ClassifierConfig& c) { c.data.classes = {"a"}; }),
+            "config: data.classes: \"a\" alone is nothing to tell apart, expected at least two classes, or none");
+  EXPECT_EQ(message(texts,
+                    [](ClassifierConfig& c) {
+                      c.data.classes = {"a", "b", "a"};
+                    }),
+            "config: data.classes: \"a\" is named twice, expected each class once");
   EXPECT_EQ(message(images, [](ClassifierConfig& c) { c.training.device = "gpu"; }),
             "config: training.device: \"gpu\" is unknown, expected \"cpu\", \"cuda\" or \"cuda:<index>\"");
 }
@@ -83,6 +90,14 @@ TEST(ClassifierConfig, BuildsWhatItNames) {
         placement == nn::NormPlacement::pre ? 4 : 3;  // of embeddings, two of the block, the last
     const std::int64_t attention = 4 * (8 * 8 + 8), feed_forward = 8 * 10 + 10 + 10 * 8 + 8;
     EXPECT_EQ(model->parameter_count(), 32 * 8 + 6 * 8 + attention + feed_forward + norms * 16 + 3 * 8 + 3);
+    const std::int64_t plain = model->parameter_count();
+    ClassifierModelConfig larger = config;
+    larger.vocabulary_size = 40;
+    larger.segments = 2;
+    larger.pooler = true;
+    EXPECT_EQ(build_text_classifier(larger, 32, 3, weights)->parameter_count(), plain + 8 * 8 + 2 * 8 + 8 * 8 + 8);
+    EXPECT_ERROR(build_text_classifier(larger, 41, 3, weights),
+                 "config: model.vocabulary_size: 40 is too small, expected 0 or at least the tokenizer's 41");
   }
 }
 

@@ -1,35 +1,13 @@
 #include <gtest/gtest.h>
 
-#include <cmath>
-#include <stdexcept>
-
 #include "autograd/grad_mode.h"
 #include "core/ops/elementwise.h"
 #include "moe/conversion/convert.h"
-#include "moe/language_model.h"
 #include "tests/support/close.h"
-#include "tests/support/temporary_folder.h"
-#include "tests/train/tiny_run.h"
-#include "train/import/models.h"
-#include "train/import/run.h"
-#include "train/sample.h"
-#include "train/tasks/open.h"
+#include "tests/train/import_fixtures.h"
 
 namespace switchyard::train {
 namespace {
-
-namespace fs = std::filesystem;
-using testing::TemporaryFolder;
-
-/// A model of the transformers library; tools/make_import_fixtures.py made them.
-fs::path fixture(const std::string& family) {
-  return fs::path(SWITCHYARD_SOURCE_DIR) / "tests/train/fixtures" / family;
-}
-
-/// An input of a fixture, or the logits that the library computed from them.
-Tensor expected(const std::string& family, const std::string& name) {
-  return SafetensorsFile::open(fixture(family) / "expected.safetensors").load(name).to(default_device());
-}
 
 /// What the BERT was given; its second text is filled up with padding.
 nn::TextBatch text_batch() {
@@ -48,14 +26,11 @@ std::vector<moe::DynamicFeedForward*> split(Model& blocks_of) {
   return moe::convert_feed_forwards(blocks, options);
 }
 
-constexpr double kTolerance = 1e-5;
-
 TEST(Import, LanguageModelsGiveTheLibrarysLogits) {
   const NoGradGuard no_grad;
   for (const std::string family : {"gpt2", "gemma"}) {
     SCOPED_TRACE(family);
-    const auto [config, model] = import_language_model(HubFolder(fixture(family)));
-    model->eval();
+    const auto model = language_model(fixture(family));
     const Tensor tokens = expected(family, "input_ids"), logits = expected(family, "logits");
     EXPECT_CLOSE(model->logits(tokens).data(), logits, kTolerance);
     nn::DecodingState state;
@@ -68,7 +43,8 @@ TEST(Import, LanguageModelsGiveTheLibrarysLogits) {
 
 TEST(Import, BertGivesTheLibrarysLogitsWithPadding) {
   const NoGradGuard no_grad;
-  const auto model = import_text_classifier(HubFolder(fixture("bert")));
+  const HubFolder folder(fixture("bert"));
+  const auto model = import_text_classifier(folder, classifier_model_config(folder));
   model->eval();
   const Tensor logits = expected("bert", "logits");
   EXPECT_CLOSE(model->logits(text_batch()).output.data(), logits, kTolerance);
@@ -78,7 +54,8 @@ TEST(Import, BertGivesTheLibrarysLogitsWithPadding) {
 
 TEST(Import, VitGivesTheLibrarysLogits) {
   const NoGradGuard no_grad;
-  const auto model = import_image_classifier(HubFolder(fixture("vit")));
+  const HubFolder folder(fixture("vit"));
+  const auto model = import_image_classifier(folder, classifier_model_config(folder));
   model->eval();
   const Tensor images = expected("vit", "pixel_values"), logits = expected("vit", "logits");
   EXPECT_CLOSE(model->logits(images).output.data(), logits, kTolerance);
@@ -86,46 +63,12 @@ TEST(Import, VitGivesTheLibrarysLogits) {
   EXPECT_CLOSE(model->logits(images).output.data(), logits, kTolerance);
 }
 
-using Tensors = std::vector<std::pair<std::string, Tensor>>;
-
-/// A copy of the GPT-2 fixture to be changed.
-class ChangedImport : public ::testing::Test {
- protected:
-  ChangedImport() {
-    fs::copy_file(fixture("gpt2") / "config.json", folder_ / "config.json");
-    const SafetensorsFile file = SafetensorsFile::open(fixture("gpt2") / "model.safetensors");
-    for (const std::string& name : file.names()) tensors_.emplace_back(name, file.load(name));
-  }
-
-  ImportedLanguageModel import() {
-    save_safetensors(folder_ / "model.safetensors", tensors_);
-    return import_language_model(HubFolder(folder_.path()));
-  }
-
-  Tensor& tensor(const std::string& name) {
-    for (auto& [known, tensor] : tensors_)
-      if (known == name) return tensor;
-    throw std::out_of_range(name);
-  }
-
-  void replace_in_config(const std::string& text, const std::string& replacement) {
-    std::string config = testing::read_bytes(folder_ / "config.json");
-    const auto at = config.find(text);
-    ASSERT_NE(at, std::string::npos) << text;
-    testing::write_bytes(folder_ / "config.json", config.replace(at, text.size(), replacement));
-  }
-
-  TemporaryFolder folder_;
-  Tensors tensors_;
-};
-
 TEST_F(ChangedImport, ReadsFilesOfTheModelWithoutItsHead) {
   // As the Hub's own gpt2: names without the prefix, causal masks among the tensors.
   for (auto& [name, tensor] : tensors_) name = name.substr(std::string("transformer.").size());
   tensors_.emplace_back("h.0.attn.bias", Tensor::ones({1, 1, 16, 16}));
   const NoGradGuard no_grad;
-  const auto [config, model] = import();
-  model->eval();
+  const auto model = import();
   EXPECT_CLOSE(model->logits(expected("gpt2", "input_ids")).data(), expected("gpt2", "logits"), kTolerance);
 }
 
@@ -136,9 +79,21 @@ TEST_F(ChangedImport, ReadsBf16AndAnOutputLayerOfItsOwn) {
   for (auto& [name, tensor] : tensors_)
     if (name.find("wpe") != std::string::npos) tensor = tensor.to(DType::bf16);
   const NoGradGuard no_grad;
-  const auto [config, model] = import();
-  model->eval();
+  const auto model = import();
   EXPECT_CLOSE(model->logits(expected("gpt2", "input_ids")).data(), ops::affine(expected("gpt2", "logits"), 2), 1e-2);
+}
+
+TEST(Import, AShorterContextKeepsTheFirstPositions) {
+  const NoGradGuard no_grad;
+  const HubFolder folder(fixture("gpt2"));
+  moe::LanguageModelConfig config = language_model_config(folder);
+  config.context = 12;  // of 16
+  const auto model = import_language_model(folder, config);
+  model->eval();
+  EXPECT_CLOSE(model->logits(expected("gpt2", "input_ids")).data(), expected("gpt2", "logits"), kTolerance);
+  config.context = 17;
+  EXPECT_ERROR(import_language_model(folder, config),
+               "tensor transformer.wpe.weight f32 [16, 24] does not fit position.weight [17, 24]");
 }
 
 TEST_F(ChangedImport, NamesTensorsThatDoNotFit) {
@@ -191,48 +146,8 @@ TEST_F(ChangedImport, NamesWhatIsNoSuchModel) {
   replace_in_config("\"gpt2\"", "\"llama\"");
   EXPECT_ERROR(import(),
                at + "/config.json: model_type \"llama\" is no language model known here, expected \"gpt2\" or");
-  EXPECT_ERROR(import_text_classifier(HubFolder(fixture("vit"))),
-               "model_type \"vit\" is not what is asked for, "
-               "expected \"bert\"");
-}
-
-using ImportedRun = ChangedImport;
-
-TEST_F(ImportedRun, OfAModelWithoutItsTokenizerKeepsTheWeights) {
-  const fs::path out = folder_ / "run";
-  EXPECT_FALSE(write_imported_run(HubFolder(fixture("gpt2")), {}, out, [](const std::string&) {}));
-  const Config config = RunFolder::read_config(out);
-  const auto model = moe::build_language_model(config.model);
-  const auto checkpoint = latest_good(RunFolder::checkpoints_path(out), [](const std::string&) {});
-  ASSERT_TRUE(checkpoint.has_value());
-  load_tensors(checkpoint->model, state_tensors(*model));
-  const NoGradGuard no_grad;
-  model->eval();
-  EXPECT_CLOSE(model->logits(expected("gpt2", "input_ids")).data(), expected("gpt2", "logits"), kTolerance);
-  EXPECT_ERROR(load_trained_model(out, "", [](const std::string&) {}),
-               "text: " + (out / "text").string() + ": has no tokenizer: data.tokenizer.kind is \"none\"");
-  EXPECT_ERROR(write_imported_run(HubFolder(fixture("gpt2")), {}, out, [](const std::string&) {}),
-               "import: " + out.string() + ": is the folder of a run already, expected a new one");
-}
-
-TEST_F(ImportedRun, WithASentencePieceTokenizerIsOneLikeAnyOther) {
-  if (!data::has_sentencepiece()) GTEST_SKIP() << "built without SentencePiece";
-  constexpr std::int64_t kPieces = 300;
-  testing::write_bytes(folder_ / "text.txt", tiny_text());
-  data::train_sentencepiece(data::Corpus::from_paths({folder_ / "text.txt"}), folder_ / "tokenizer.model",
-                            {.vocabulary_size = kPieces});
-  replace_in_config("\"vocab_size\": 61", "\"vocab_size\": 300");
-  tensor("transformer.wte.weight") = Tensor::ones({kPieces, 24});
-  save_safetensors(folder_ / "model.safetensors", tensors_);
-  const fs::path out = folder_ / "run";
-  const auto nobody = [](const std::string&) {};
-  EXPECT_TRUE(write_imported_run(HubFolder(folder_.path()), {(folder_ / "text.txt").string()}, out, nobody));
-  const TrainedModel trained = load_trained_model(out, "", nobody);
-  EXPECT_EQ(trained.tokenizer->vocabulary_size(), kPieces);
-  const auto task = open_task(out, {.device = testing::text_of(default_device()), .batch = 2}, nobody);
-  EXPECT_EQ(task->layers(), 2);
-  // All embeddings are alike, so every piece is as likely as another.
-  EXPECT_NEAR(task->evaluate().loss, std::log(static_cast<double>(kPieces)), 1e-4);
+  EXPECT_ERROR(classifier_model_config(HubFolder(folder_.path())),
+               at + "/config.json: model_type \"llama\" is no classifier known here, expected \"bert\" or \"vit\"");
 }
 
 }  // namespace

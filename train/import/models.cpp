@@ -13,7 +13,7 @@ namespace {
 const WeightNames kGpt2 = {
     .prefix = "transformer.",
     .rules = {{.ours = "embedding", .theirs = "transformer.wte"},
-              {.ours = "position", .theirs = "transformer.wpe"},
+              {.ours = "position", .theirs = "transformer.wpe", .leading = true},
               {.ours = "layers.#.attention_norm", .theirs = "transformer.h.#.ln_1"},
               {.ours = "layers.#.attention.query",
                .theirs = "transformer.h.#.attn.c_attn",
@@ -57,7 +57,7 @@ const WeightNames kGemma = {
 const WeightNames kBert = {
     .prefix = "bert.",
     .rules = {{.ours = "embedding", .theirs = "bert.embeddings.word_embeddings"},
-              {.ours = "position", .theirs = "bert.embeddings.position_embeddings"},
+              {.ours = "position", .theirs = "bert.embeddings.position_embeddings", .leading = true},
               {.ours = "segment", .theirs = "bert.embeddings.token_type_embeddings"},
               {.ours = "embedding_norm", .theirs = "bert.embeddings.LayerNorm"},
               {.ours = "layers.#.attention.query", .theirs = "bert.encoder.layer.#.attention.self.query"},
@@ -90,7 +90,7 @@ const WeightNames kVit = {
     .unused = {}};
 
 /// The activation that transformers calls `name`.
-ops::Activation activation_of(const HubFolder& folder, const std::string& name) {
+ops::Activation activation_of(const HubSettings& theirs, const std::string& name) {
   constexpr std::array<std::pair<std::string_view, ops::Activation>, 6> kNames = {
       {{"gelu", ops::Activation::gelu},
        {"gelu_new", ops::Activation::gelu_tanh},
@@ -100,87 +100,106 @@ ops::Activation activation_of(const HubFolder& folder, const std::string& name) 
        {"swish", ops::Activation::silu}}};
   for (const auto& [known, activation] : kNames)
     if (known == name) return activation;
-  fail("import: ", folder.path().string(), "/config.json: activation \"", name,
+  fail(theirs.where(), "activation \"", name,
        "\" is unknown, expected gelu, gelu_new, gelu_pytorch_tanh, relu or silu");
 }
 
-void expect_family(const HubFolder& folder, std::string_view expected) {
-  const std::string family = folder.model_type();
-  check(family == expected, "import: ", folder.path().string(), "/config.json: model_type \"", family,
-        "\" is not what is asked for, expected \"", expected, "\"");
-}
-
-moe::LanguageModelConfig gpt2_config(const HubFolder& folder) {
-  folder.expect("scale_attn_weights", true);
-  folder.expect("scale_attn_by_inverse_layer_idx", false);
-  folder.expect("add_cross_attention", false);
+moe::LanguageModelConfig gpt2_config(const HubSettings& theirs) {
+  theirs.expect("scale_attn_weights", true);
+  theirs.expect("scale_attn_by_inverse_layer_idx", false);
+  theirs.expect("add_cross_attention", false);
   moe::LanguageModelConfig config;
-  config.vocabulary_size = folder.integer("vocab_size");
-  config.width = folder.integer("n_embd");
-  config.layers = folder.integer("n_layer");
-  config.context = folder.integer("n_positions");
+  config.vocabulary_size = theirs.integer("vocab_size");
+  config.width = theirs.integer("n_embd");
+  config.layers = theirs.integer("n_layer");
+  config.context = theirs.integer("n_positions");
   config.position = moe::PositionKind::learned;
-  config.norm_epsilon = folder.number("layer_norm_epsilon", 1e-5);
-  config.tie_embeddings = folder.boolean("tie_word_embeddings", true);
-  config.dropout = folder.number("resid_pdrop", 0.1);
+  config.norm_epsilon = theirs.number("layer_norm_epsilon", 1e-5);
+  config.tie_embeddings = theirs.boolean("tie_word_embeddings", true);
+  config.dropout = theirs.number("resid_pdrop", 0.1);
   config.attention.kind = moe::AttentionKind::dense;
-  config.attention.heads = folder.integer("n_head");
-  config.attention.dropout = folder.number("attn_pdrop", 0.1);
+  config.attention.heads = theirs.integer("n_head");
+  config.attention.dropout = theirs.number("attn_pdrop", 0.1);
   config.attention.bias = true;
   config.feedforward.kind = moe::FeedForwardKind::dense;
-  config.feedforward.width = folder.integer("n_inner", 4 * config.width);
-  config.feedforward.activation = activation_of(folder, folder.text("activation_function", "gelu_new"));
+  config.feedforward.width = theirs.integer("n_inner", 4 * config.width);
+  config.feedforward.activation = activation_of(theirs, theirs.text("activation_function", "gelu_new"));
   config.feedforward.bias = true;
   return config;
 }
 
 /// Gemma's files of the first hour name the exact gelu, and the library used the tanh form that the model was trained
 /// with all the same.
-ops::Activation gemma_activation(const HubFolder& folder) {
-  const std::string name = folder.text("hidden_activation", folder.text("hidden_act", "gelu_pytorch_tanh"));
-  return name == "gelu" ? ops::Activation::gelu_tanh : activation_of(folder, name);
+ops::Activation gemma_activation(const HubSettings& theirs) {
+  const std::string name = theirs.text("hidden_activation", theirs.text("hidden_act", "gelu_pytorch_tanh"));
+  return name == "gelu" ? ops::Activation::gelu_tanh : activation_of(theirs, name);
 }
 
-moe::LanguageModelConfig gemma_config(const HubFolder& folder) {
-  folder.expect("rope_scaling", nullptr);
-  folder.expect("rope_parameters.rope_type", "default");
-  folder.expect("use_bidirectional_attention", false);
+moe::LanguageModelConfig gemma_config(const HubSettings& theirs) {
+  theirs.expect("rope_scaling", nullptr);
+  theirs.expect("rope_parameters.rope_type", "default");
+  theirs.expect("use_bidirectional_attention", false);
   moe::LanguageModelConfig config;
-  config.vocabulary_size = folder.integer("vocab_size");
-  config.width = folder.integer("hidden_size");
-  config.layers = folder.integer("num_hidden_layers");
-  config.context = folder.integer("max_position_embeddings");
+  config.vocabulary_size = theirs.integer("vocab_size");
+  config.width = theirs.integer("hidden_size");
+  config.layers = theirs.integer("num_hidden_layers");
+  config.context = theirs.integer("max_position_embeddings");
   config.norm = moe::NormKind::rmsnorm;
-  config.norm_epsilon = folder.number("rms_norm_eps", 1e-6);
+  config.norm_epsilon = theirs.number("rms_norm_eps", 1e-6);
   config.position = moe::PositionKind::rope;
   config.rope_fraction = 1;
-  config.rope_base = folder.number("rope_parameters.rope_theta", folder.number("rope_theta", 10000.0));
+  config.rope_base = theirs.number("rope_parameters.rope_theta", theirs.number("rope_theta", 10000.0));
   config.embedding_scale = std::sqrt(static_cast<double>(config.width));
-  config.tie_embeddings = folder.boolean("tie_word_embeddings", true);
+  config.tie_embeddings = theirs.boolean("tie_word_embeddings", true);
   config.attention.kind = moe::AttentionKind::dense;
-  config.attention.heads = folder.integer("num_attention_heads");
-  config.attention.key_value_heads = folder.integer("num_key_value_heads", config.attention.heads);
-  config.attention.head_width = folder.integer("head_dim", 256);
-  config.attention.dropout = folder.number("attention_dropout", 0.0);
-  config.attention.bias = folder.boolean("attention_bias", false);
+  config.attention.heads = theirs.integer("num_attention_heads");
+  config.attention.key_value_heads = theirs.integer("num_key_value_heads", config.attention.heads);
+  config.attention.head_width = theirs.integer("head_dim", 256);
+  config.attention.dropout = theirs.number("attention_dropout", 0.0);
+  config.attention.bias = theirs.boolean("attention_bias", false);
   config.feedforward.kind = moe::FeedForwardKind::glu;
-  config.feedforward.width = folder.integer("intermediate_size");
-  config.feedforward.activation = gemma_activation(folder);
+  config.feedforward.width = theirs.integer("intermediate_size");
+  config.feedforward.activation = gemma_activation(theirs);
   return config;
 }
 
 /// What BERT's and ViT's config.json have in common.
-nn::EncoderBlockOptions encoder_options(const HubFolder& folder) {
-  nn::EncoderBlockOptions options;
-  options.width = folder.integer("hidden_size");
-  options.layers = folder.integer("num_hidden_layers");
-  options.heads = folder.integer("num_attention_heads");
-  options.hidden = folder.integer("intermediate_size");
-  options.activation = activation_of(folder, folder.text("hidden_act", "gelu"));
-  options.norm_epsilon = folder.number("layer_norm_eps", 1e-12);
-  options.dropout = folder.number("hidden_dropout_prob");
-  options.attention_dropout = folder.number("attention_probs_dropout_prob");
-  return options;
+ClassifierModelConfig encoder_config(const HubSettings& theirs) {
+  ClassifierModelConfig config;
+  config.width = theirs.integer("hidden_size");
+  config.layers = theirs.integer("num_hidden_layers");
+  config.attention.heads = theirs.integer("num_attention_heads");
+  config.feedforward.width = theirs.integer("intermediate_size");
+  config.feedforward.activation = activation_of(theirs, theirs.text("hidden_act", "gelu"));
+  config.norm_epsilon = theirs.number("layer_norm_eps", 1e-12);
+  config.dropout = theirs.number("hidden_dropout_prob");
+  config.attention.dropout = theirs.number("attention_probs_dropout_prob");
+  return config;
+}
+
+ClassifierModelConfig bert_config(const HubSettings& theirs) {
+  theirs.expect("position_embedding_type", "absolute");
+  theirs.expect("is_decoder", false);
+  ClassifierModelConfig config = encoder_config(theirs);
+  theirs.expect("classifier_dropout", config.dropout);
+  config.kind = ClassifierKind::text_classifier;
+  config.vocabulary_size = theirs.integer("vocab_size");
+  config.context = theirs.integer("max_position_embeddings");
+  config.segments = theirs.integer("type_vocab_size", 2);
+  config.norm_placement = nn::NormPlacement::post;
+  config.pooling = nn::Pooling::first_token;
+  config.pooler = true;
+  return config;
+}
+
+ClassifierModelConfig vit_config(const HubSettings& theirs) {
+  theirs.expect("qkv_bias", true);
+  ClassifierModelConfig config = encoder_config(theirs);
+  config.kind = ClassifierKind::image_classifier;
+  config.image_size = theirs.integer("image_size");
+  config.channels = theirs.integer("num_channels");
+  config.patch_size = theirs.integer("patch_size");
+  return config;
 }
 
 double real(std::int64_t value) { return static_cast<double>(value); }
@@ -194,73 +213,73 @@ void check_size(const HubFolder& folder, std::int64_t layers, std::int64_t width
         ": config.json describes a model of at least ", values, " weights, the files hold ", folder.total_values());
 }
 
-/// How many classes the head tells apart.
-std::int64_t classes_of(const HubFolder& folder) {
-  const Shape& shape = folder.file_of("classifier.weight").shape("classifier.weight");
-  check(shape.rank() == 2, "import: ", folder.path().string(), ": tensor classifier.weight is ", shape,
-        ", expected [classes, width]");
-  return shape[0];
+void check_size(const HubFolder& folder, const ClassifierModelConfig& config, double embeddings) {
+  check_size(folder, config.layers, config.width, feedforward_width(config), config.width, embeddings);
 }
 
 }  // namespace
 
-ImportedLanguageModel import_language_model(const HubFolder& folder) {
+bool is_language_model(const HubFolder& folder) {
   const std::string family = folder.model_type();
-  check(family == "gpt2" || family == "gemma", "import: ", folder.path().string(), "/config.json: model_type \"",
-        family, "\" is no language model known here, expected \"gpt2\" or \"gemma\"");
-  ImportedLanguageModel imported{family == "gpt2" ? gpt2_config(folder) : gemma_config(folder), nullptr};
-  const moe::LanguageModelConfig& config = imported.config;
+  return family == "gpt2" || family == "gemma";
+}
+
+moe::LanguageModelConfig language_model_config(const HubFolder& folder) {
+  check(is_language_model(folder), folder.config().where(), "model_type \"", folder.model_type(),
+        "\" is no language model known here, expected \"gpt2\" or \"gemma\"");
+  return folder.model_type() == "gpt2" ? gpt2_config(folder.config()) : gemma_config(folder.config());
+}
+
+ClassifierModelConfig classifier_model_config(const HubFolder& folder) {
+  const std::string family = folder.model_type();
+  check(family == "bert" || family == "vit", folder.config().where(), "model_type \"", family,
+        "\" is no classifier known here, expected \"bert\" or \"vit\"");
+  return family == "bert" ? bert_config(folder.config()) : vit_config(folder.config());
+}
+
+std::vector<std::string> class_names(const HubFolder& folder) {
+  const Shape& shape = folder.file_of("classifier.weight").shape("classifier.weight");
+  check(shape.rank() == 2 && shape[0] > 1, "import: ", folder.path().string(), ": tensor classifier.weight is ", shape,
+        ", expected [classes, width] of at least two classes");
+  folder.config().expect("problem_type", "single_label_classification");
+  std::vector<std::string> names;
+  for (std::int64_t i = 0; i < shape[0]; ++i) {
+    const std::string number = std::to_string(i);
+    names.push_back(folder.config().text("id2label." + number, "LABEL_" + number));
+  }
+  return names;
+}
+
+std::unique_ptr<nn::LanguageModel> import_language_model(const HubFolder& folder,
+                                                         const moe::LanguageModelConfig& config) {
   moe::validate(config);
   check_size(folder, config.layers, config.width, moe::feedforward_width(config),
              config.attention.heads * moe::head_width(config), real(config.vocabulary_size));
   Generator initial(1);  // overwritten; drawn from a generator of their own so that others stay where they are
-  imported.model = moe::build_language_model(config, initial);
-  WeightNames names = family == "gpt2" ? kGpt2 : kGemma;
+  auto model = moe::build_language_model(config, initial);
+  WeightNames names = folder.model_type() == "gpt2" ? kGpt2 : kGemma;
   if (config.tie_embeddings) names.unused.emplace_back("lm_head.weight");
-  import_weights(folder, names, *imported.model);
-  return imported;
+  import_weights(folder, names, *model);
+  return model;
 }
 
-std::unique_ptr<nn::TextClassifier> import_text_classifier(const HubFolder& folder) {
-  expect_family(folder, "bert");
-  folder.expect("position_embedding_type", "absolute");
-  folder.expect("is_decoder", false);
-  nn::EncoderBlockOptions blocks = encoder_options(folder);
-  blocks.norm_placement = nn::NormPlacement::post;
-  nn::TextClassifierOptions options;
-  options.vocabulary_size = folder.integer("vocab_size");
-  options.positions = folder.integer("max_position_embeddings");
-  options.segments = folder.integer("type_vocab_size", 2);
-  options.classes = classes_of(folder);
-  options.width = blocks.width;
-  options.norm_epsilon = blocks.norm_epsilon;
-  options.dropout = blocks.dropout;
-  options.classifier_dropout = folder.number("classifier_dropout", blocks.dropout);
-  check_size(folder, blocks.layers, blocks.width, blocks.hidden, blocks.width,
-             real(options.vocabulary_size) + real(options.positions));
+std::unique_ptr<nn::TextClassifier> import_text_classifier(const HubFolder& folder,
+                                                           const ClassifierModelConfig& config) {
+  validate(config);
+  check_size(folder, config, real(config.vocabulary_size) + real(config.context));
   Generator initial(1);
-  auto model = std::make_unique<nn::TextClassifier>(options, nn::dense_encoder_blocks(blocks, initial), initial);
+  auto model = build_text_classifier(config, config.vocabulary_size, std::ssize(class_names(folder)), initial);
   import_weights(folder, kBert, *model);
   return model;
 }
 
-std::unique_ptr<nn::VisionTransformer> import_image_classifier(const HubFolder& folder) {
-  expect_family(folder, "vit");
-  folder.expect("qkv_bias", true);
-  const nn::EncoderBlockOptions blocks = encoder_options(folder);
-  nn::VisionTransformerOptions options;
-  options.image_size = folder.integer("image_size");
-  options.patch_size = folder.integer("patch_size");
-  options.channels = folder.integer("num_channels");
-  options.classes = classes_of(folder);
-  options.width = blocks.width;
-  options.norm_epsilon = blocks.norm_epsilon;
-  options.dropout = blocks.dropout;
-  const double patch = real(options.patch_size), side = real(options.image_size) / std::max(patch, 1.0);
-  check_size(folder, blocks.layers, blocks.width, blocks.hidden, blocks.width,
-             side * side + real(options.channels) * patch * patch);
+std::unique_ptr<nn::VisionTransformer> import_image_classifier(const HubFolder& folder,
+                                                               const ClassifierModelConfig& config) {
+  validate(config);
+  const double patch = real(config.patch_size), side = real(config.image_size) / patch;
+  check_size(folder, config, side * side + real(config.channels) * patch * patch);
   Generator initial(1);
-  auto model = std::make_unique<nn::VisionTransformer>(options, nn::dense_encoder_blocks(blocks, initial), initial);
+  auto model = build_image_classifier(config, config.image_size, std::ssize(class_names(folder)), initial);
   import_weights(folder, kVit, *model);
   return model;
 }

@@ -1,5 +1,7 @@
 #include "train/import/run.h"
 
+#include <cmath>
+
 #include "core/io/atomic_file.h"
 #include "train/checkpoint.h"
 #include "train/import/models.h"
@@ -12,40 +14,80 @@ namespace switchyard::train {
 namespace {
 
 namespace fs = std::filesystem;
+using Report = std::function<void(const std::string&)>;
 
-Config run_config(const HubFolder& folder, const moe::LanguageModelConfig& model,
-                  const std::vector<std::string>& files) {
+/// Changes `config` by `overrides`. Each value is in its range then; whether they fit together is not checked.
+template <class RunConfig>
+void change(RunConfig& config, const std::vector<std::string>& overrides) {
+  boost::json::object values = to_json(config);
+  apply_overrides(values, overrides);
+  describe(config).read(values);
+}
+
+void write_run(const fs::path& out, const boost::json::object& config, const nn::Module& model) {
+  save_checkpoint(RunFolder::checkpoints_path(out), {0, state_tensors(model), {}, {{"config", config}}}, 1);
+  write_file(RunFolder::config_path(out), pretty_json(config));  // last: it makes the folder a run
+}
+
+void write_language_model(const HubFolder& folder, const std::vector<std::string>& overrides, const fs::path& out,
+                          const Report& report) {
   Config config;
-  config.model = model;
-  config.data.files = files;
+  config.model = language_model_config(folder);
   const fs::path tokenizer = folder.path() / "tokenizer.model";
-  if (fs::exists(tokenizer)) {
-    config.data.tokenizer.kind = TokenizerKind::sentencepiece;
-    config.data.tokenizer.model = tokenizer.string();
-  } else {
-    config.data.tokenizer.kind = TokenizerKind::none;
-  }
+  const bool has_tokenizer = fs::exists(tokenizer);
+  config.data.tokenizer.kind = has_tokenizer ? TokenizerKind::sentencepiece : TokenizerKind::none;
+  if (has_tokenizer) config.data.tokenizer.model = tokenizer.string();
+  change(config, overrides);
   validate(config);
-  return config;
+  const auto model = import_language_model(folder, config.model);
+  if (has_tokenizer) prepare_text(config, RunFolder::text_path(out), report);
+  else
+    report("without a tokenizer: " + folder.path().string() +
+           " has no SentencePiece tokenizer.model, the only kind read here; programs that need text refuse the run");
+  write_run(out, to_json(config), *model);
+}
+
+/// Sets how grey values are scaled.
+void read_scale(const HubSettings& theirs, ClassifierDataConfig& data) {
+  theirs.expect("do_rescale", true);
+  const double factor = theirs.number("rescale_factor", 1.0 / 255);
+  check(std::abs(factor * 255 - 1) < 1e-6, theirs.where(), "rescale_factor: ", factor,
+        " has no counterpart here, expected 1/255");
+  const bool normalized = theirs.boolean("do_normalize", true);
+  data.mean = normalized ? theirs.single_number("image_mean") : 0;
+  data.deviation = normalized ? theirs.single_number("image_std") : 1;
+}
+
+std::unique_ptr<nn::Module> import_classifier(const HubFolder& folder, const ClassifierModelConfig& config) {
+  if (config.kind == ClassifierKind::text_classifier) return import_text_classifier(folder, config);
+  return import_image_classifier(folder, config);
+}
+
+void write_classifier(const HubFolder& folder, const std::vector<std::string>& overrides, const fs::path& out,
+                      const Report& report) {
+  ClassifierConfig config;
+  config.model = classifier_model_config(folder);
+  config.data.classes = class_names(folder);
+  const fs::path preprocessor = folder.path() / "preprocessor_config.json";
+  if (config.model.channels == 1 && fs::exists(preprocessor)) read_scale(HubSettings(preprocessor), config.data);
+  config.data.tokenizer.kind = TokenizerKind::none;
+  change(config, overrides);
+  const auto model = import_classifier(folder, config.model);
+  if (config.data.files.empty() && config.data.images.empty())
+    report("without data: " + RunFolder::config_path(out).string() +
+           " is to name the files to train and to validate on in its section \"data\"");
+  write_run(out, to_json(config), *model);
 }
 
 }  // namespace
 
-bool write_imported_run(const HubFolder& folder, const std::vector<std::string>& files, const fs::path& out,
-                        const std::function<void(const std::string&)>& report) {
+void write_imported_run(const HubFolder& folder, const std::vector<std::string>& overrides, const fs::path& out,
+                        const Report& report) {
   std::error_code code;
   check(!fs::exists(RunFolder::config_path(out), code), "import: ", out.string(),
         ": is the folder of a run already, expected a new one");
-  const ImportedLanguageModel imported = import_language_model(folder);
-  const Config config = run_config(folder, imported.config, files);
-  fs::create_directories(out, code);
-  check(!code, "import: ", out.string(), ": cannot be made: ", code.message());
-  const bool has_tokenizer = config.data.tokenizer.kind != TokenizerKind::none;
-  if (has_tokenizer) prepare_text(config, RunFolder::text_path(out), report);
-  save_checkpoint(RunFolder::checkpoints_path(out),
-                  {0, state_tensors(*imported.model), {}, {{"config", to_json(config)}}}, 1);
-  write_file(RunFolder::config_path(out), pretty_json(to_json(config)));  // last: it makes the folder a run
-  return has_tokenizer;
+  if (is_language_model(folder)) write_language_model(folder, overrides, out, report);
+  else write_classifier(folder, overrides, out, report);
 }
 
 }  // namespace switchyard::train

@@ -59,6 +59,7 @@ Tensor values_of(const WeightRule& rule, Tensor tensor, const Shape& shape) {
     const std::int64_t rows = tensor.size(0) / rule.parts;
     tensor = tensor.slice(0, rule.part * rows, (rule.part + 1) * rows);
   }
+  if (rule.leading && tensor.rank() == 2 && tensor.size(0) > shape[0]) tensor = tensor.slice(0, 0, shape[0]);
   if (rule.reshaped && tensor.numel() == shape.numel()) tensor = tensor.reshape(shape);
   if (tensor.shape() != shape || !is_floating(tensor.dtype())) return {};
   return rule.added == 0 ? tensor : ops::affine(tensor.to(DType::f32), 1, rule.added);

@@ -15,6 +15,7 @@ struct WeightRule {
   bool transposed = false;  ///< matrices are stored as [inputs, outputs]
   int part = 0;             ///< of tensors that join the outputs of several layers: which one, from 0 ...
   int parts = 1;            ///< ... of how many, all of one size
+  bool leading = false;     ///< the first rows, where more are stored than are asked for
   bool reshaped = false;    ///< the same values in the same order under another shape
   double added = 0;         ///< what their library adds to each value where it uses it
 };

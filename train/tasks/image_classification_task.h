@@ -24,6 +24,8 @@ class ImageClassificationTask : public ClassificationTask {
   std::int64_t tokens_per_example() const override { return 1 + model_->patches(); }
   std::int64_t validation_examples() const override { return images_.validation.size(); }
   Batch batch(Part part, std::span<const data::ExampleTurn> turns) const override;
+  /// The class's name, or its number where classes have none.
+  std::string label_of(std::int64_t number) const;
   boost::json::object describe(const Batch& batch, const std::vector<double>& macs) const override;
   nn::LayerOutput logits(const Batch& batch) override { return model_->logits(batch.inputs); }
 

@@ -42,7 +42,7 @@ TextClassificationTask::Texts TextClassificationTask::read(const ClassifierConfi
   const auto paths_of = [](const std::vector<std::string>& files) {
     return std::vector<fs::path>(files.begin(), files.end());
   };
-  const data::LabelledTexts training = data::read_labelled_texts(paths_of(config.data.files));
+  const data::LabelledTexts training = data::read_labelled_texts(paths_of(config.data.files), config.data.classes);
   check(training.classes.size() > 1, "classifier: all training texts are labelled \"", training.classes[0],
         "\", expected at least two classes");
   const data::LabelledTexts validation =

@@ -1,0 +1,141 @@
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "autograd/grad_mode.h"
+#include "tests/support/close.h"
+#include "tests/train/import_fixtures.h"
+#include "tests/train/tiny_classifier.h"
+#include "train/conversion/conversion.h"
+#include "train/import/run.h"
+#include "train/sample.h"
+#include "train/tasks/open.h"
+
+namespace switchyard::train {
+namespace {
+
+const auto kNobody = [](const std::string&) {};
+
+/// Writes the run folder `out`; returns what was reported.
+std::string write_run(const fs::path& model, const std::vector<std::string>& overrides, const fs::path& out) {
+  std::string reports;
+  write_imported_run(HubFolder(model), overrides, out, [&](const std::string& line) { reports += line + '\n'; });
+  return reports;
+}
+
+using ImportedRun = ChangedImport;
+
+TEST_F(ImportedRun, OfALanguageModelWithoutItsTokenizerKeepsTheWeights) {
+  const fs::path out = folder_ / "run";
+  EXPECT_EQ(write_run(fixture("gpt2"), {}, out).substr(0, 19), "without a tokenizer");
+  const Config config = RunFolder::read_config(out);
+  const auto model = moe::build_language_model(config.model);
+  const auto checkpoint = latest_good(RunFolder::checkpoints_path(out), kNobody);
+  ASSERT_TRUE(checkpoint.has_value());
+  load_tensors(checkpoint->model, state_tensors(*model));
+  const NoGradGuard no_grad;
+  model->eval();
+  EXPECT_CLOSE(model->logits(expected("gpt2", "input_ids")).data(), expected("gpt2", "logits"), kTolerance);
+  EXPECT_ERROR(load_trained_model(out, "", kNobody),
+               "text: " + (out / "text").string() + ": has no tokenizer: data.tokenizer.kind is \"none\"");
+  EXPECT_ERROR(write_run(fixture("gpt2"), {}, out),
+               "import: " + out.string() + ": is the folder of a run already, expected a new one");
+}
+
+TEST_F(ImportedRun, WithASentencePieceTokenizerIsOneLikeAnyOther) {
+  if (!data::has_sentencepiece()) GTEST_SKIP() << "built without SentencePiece";
+  constexpr std::int64_t kPieces = 300;
+  testing::write_bytes(folder_ / "text.txt", tiny_text());
+  data::train_sentencepiece(data::Corpus::from_paths({folder_ / "text.txt"}), folder_ / "tokenizer.model",
+                            {.vocabulary_size = kPieces});
+  replace_in_config("\"vocab_size\": 61", "\"vocab_size\": 300");
+  tensor("transformer.wte.weight") = Tensor::ones({kPieces, 24});
+  save_safetensors(folder_ / "model.safetensors", tensors_);
+  const fs::path out = folder_ / "run";
+  write_run(folder_.path(), {"data.files=[\"" + (folder_ / "text.txt").string() + "\"]"}, out);
+  const TrainedModel trained = load_trained_model(out, "", kNobody);
+  EXPECT_EQ(trained.tokenizer->vocabulary_size(), kPieces);
+  const auto task = open_task(out, {.device = testing::text_of(default_device()), .batch = 2}, kNobody);
+  EXPECT_EQ(task->layers(), 2);
+  // All embeddings are alike, so every piece is as likely as another.
+  EXPECT_NEAR(task->evaluate().loss, std::log(static_cast<double>(kPieces)), 1e-4);
+}
+
+/// Overrides that name the images of the grey ViT's fixture, with labels 2 and 1, to train and to validate on.
+std::vector<std::string> grey_images(const fs::path& folder) {
+  std::string pixels;
+  for (const std::int32_t pixel : expected("vit_grey", "pixels").to_vector<std::int32_t>())
+    pixels += static_cast<char>(pixel);
+  const std::string images = (folder / "images").string(), labels = (folder / "labels").string();
+  testing::write_bytes(images, idx_bytes({2, 12, 12}, pixels));
+  testing::write_bytes(labels, idx_bytes({2}, "\2\1"));
+  return {"data.images=" + images, "data.labels=" + labels, "data.validation_images=" + images,
+          "data.validation_labels=" + labels, "training.device=" + testing::text_of(default_device())};
+}
+
+TEST_F(ImportedRun, OfAVitClassifiesImageFilesAsTheLibraryDoes) {
+  const NoGradGuard no_grad;
+  const fs::path out = folder_ / "run";
+  EXPECT_EQ(write_run(fixture("vit_grey"), grey_images(folder_.path()), out), "");
+  const auto task = open_task(out, {}, kNobody);
+  EXPECT_CLOSE(task->validation_pass().run(), expected("vit_grey", "logits"), kTolerance);
+  EXPECT_EQ(task->evaluate().tokens, 2 * 10);
+  const Exhibit exhibit = task->exhibit();
+  const boost::json::object shown =
+      exhibit.describe(std::vector<double>(static_cast<std::size_t>(exhibit.pass.tokens)));
+  EXPECT_EQ(shown.at("images").at(0).at("label"), "line");
+  EXPECT_EQ(shown.at("images").at(1).at("label"), "square");
+
+  ConversionConfig conversion;
+  conversion.model = out.string();
+  conversion.phases = {PhaseKind::experts};
+  conversion.experts.expert_width = 4;
+  Conversion converted(folder_ / "converted", conversion, "", kNobody);
+  ASSERT_TRUE(converted.run([] { return false; }));
+  EXPECT_CLOSE(converted.task().validation_pass().run(), expected("vit_grey", "logits"), kTolerance);
+}
+
+TEST_F(ImportedRun, OfAVitNamesImagesThatDoNotSuitIt) {
+  const auto error = [this](const std::string& family, std::vector<std::string> overrides) {
+    const fs::path out = folder_ / "run";
+    write_run(fixture(family), overrides, out);
+    const std::string message = testing::error_of([&] { open_task(out, {}, kNobody); });
+    fs::remove_all(out);
+    return message;
+  };
+  std::vector<std::string> images = grey_images(folder_.path());
+  EXPECT_EQ(write_run(fixture("vit_grey"), {}, folder_ / "bare"),
+            "without data: " + (folder_ / "bare/config.json").string() +
+                " is to name the files to train and to validate on in its section \"data\"\n");
+  EXPECT_ERROR(open_task(folder_ / "bare", {}, kNobody), "config: data.images: is empty, expected an IDX file");
+  EXPECT_EQ(error("vit", images), "config: model.channels: 3, expected 1: the images of IDX files are grey");
+  testing::write_bytes(folder_ / "labels", idx_bytes({2}, "\2\3"));
+  EXPECT_EQ(error("vit_grey", images), "classifier: " + (folder_ / "labels").string() +
+                                           ": label 3 is unknown, expected at most the number of the last of "
+                                           "data.classes, 2");
+  testing::write_bytes(folder_ / "images", idx_bytes({2, 8, 8}, std::string(128, 'x')));
+  testing::write_bytes(folder_ / "labels", idx_bytes({2}, "\2\1"));
+  EXPECT_EQ(error("vit_grey", images), "config: model.image_size: 12 is not that of the data, images of 8 x 8");
+}
+
+TEST_F(ImportedRun, OfAVitNamesScalesWithoutACounterpart) {
+  for (const char* file : {"config.json", "model.safetensors"})
+    fs::copy_file(fixture("vit_grey") / file, folder_ / file, fs::copy_options::overwrite_existing);
+  const auto error = [this](const std::string& preprocessor) {
+    testing::write_bytes(folder_ / "preprocessor_config.json", preprocessor);
+    const std::string message = testing::error_of([&] { write_run(folder_.path(), {}, folder_ / "run"); });
+    return message.substr(message.find("json: ") + 6);
+  };
+  EXPECT_EQ(error(R"({"do_rescale": false})"), "do_rescale: false has no counterpart here, expected true");
+  EXPECT_EQ(error(R"({"rescale_factor": 0.5})"), "rescale_factor: 0.5 has no counterpart here, expected 1/255");
+  EXPECT_EQ(error(R"({"image_mean": [0.5, 0.5, 0.5]})"), "image_mean: [5E-1,5E-1,5E-1], expected a list of one number");
+  EXPECT_EQ(error(R"({"image_mean": [0.5]})"), "has no image_std");
+  testing::write_bytes(folder_ / "preprocessor_config.json", R"({"do_normalize": false})");
+  write_run(folder_.path(), {}, folder_ / "run");
+  const ClassifierConfig config = load_classifier_config(folder_ / "run/config.json", grey_images(folder_.path()));
+  EXPECT_EQ(config.data.mean, 0);
+  EXPECT_EQ(config.data.deviation, 1);
+}
+
+}  // namespace
+}  // namespace switchyard::train
