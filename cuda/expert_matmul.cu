@@ -5,7 +5,6 @@
 // pairs go through a buffer with a row per pair and a second kernel (expert_reduce.cu) that adds in choice order: no
 // atomics, so results do not vary.
 
-#include "core/kernels/copy.h"
 #include "core/kernels/expert_matmul.h"
 #include "core/ops/norm.h"
 #include "cuda/expert_matmul.cuh"
@@ -19,6 +18,7 @@ namespace {
 using ops::Rows;
 
 constexpr int kTile = 64, kDepth = 16, kPerThread = 4;  // 256 threads, 4 x 4 sums each
+constexpr int kUnitsCleared = 8;                        // by a thread, at most
 
 /// One kTile x kTile tile of a product: left(i, k) x right(k, j) summed over k < depth, then store(i, j, sum).
 template <class A, class Left, class Right, class Store>
@@ -158,9 +158,28 @@ PairSum<device_t<T>> sum_of(const Tensor& products, std::int64_t rows, const Ten
           pointer<T>(dgates)};
 }
 
+/// Rows from number `*first` on become 0.
+template <class Unit>
+__global__ void clear_rows(const std::int32_t* first, std::int64_t rows, std::int64_t units_per_row, Unit* y) {
+  const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
+  std::int64_t unit = *first * units_per_row + static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  for (; unit < rows * units_per_row; unit += stride) y[unit] = Unit{};
+}
+
 /// A mask may leave pairs out. Nobody reads their rows for their values, but elementwise ops pass over them.
 void clear_missing(const Tensor& y, const ops::RoutingPlan& plan) {
-  if (plan.choices * plan.slots == plan.experts && y.numel() > 0) fill(y, 0);
+  if (plan.choices * plan.slots != plan.experts || y.numel() == 0) return;
+  const std::int32_t* pairs = plan.expert_offsets.data<std::int32_t>() + plan.experts;
+  const auto row_bytes = static_cast<std::int64_t>(y.bytes()) / y.size(0);
+  const auto clear_by = [&]<class Unit>(Unit) {
+    const std::int64_t units = row_bytes / static_cast<std::int64_t>(sizeof(Unit));
+    clear_rows<<<blocks_for(y.size(0) * units, kThreads * kUnitsCleared), kThreads, 0, stream_of(y)>>>(
+        pairs, y.size(0), units, reinterpret_cast<Unit*>(y.raw()));
+  };
+  if (row_bytes % sizeof(uint4) == 0) clear_by(uint4{});
+  else if (row_bytes % sizeof(std::uint32_t) == 0) clear_by(std::uint32_t{});
+  else clear_by(std::uint16_t{});
+  check_launch("expert_matmul: missing pairs");
 }
 
 /// The input gradient where every pair has a row of its own.
