@@ -79,9 +79,10 @@ std::vector<ConvertibleLayer> convertible_layers(nn::Module& model) {
   for (const auto& [block_name, module] : model.named_modules()) {
     auto* block = dynamic_cast<nn::TransformerBlock*>(module);
     if (!block) continue;
+    const std::string attention = block_name + ".attention.";
     for (const auto& [name, sublayer] : block->attention().named_modules())
       if (std::find(kProjections.begin(), kProjections.end(), name) != kProjections.end())
-        add(block_name + ".attention." + name, *sublayer, true);
+        add(attention + name, *sublayer, true);
     add(block_name + ".feed_forward", block->feed_forward(), false);
   }
   return layers;

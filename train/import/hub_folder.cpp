@@ -89,7 +89,7 @@ bool HubSettings::boolean(std::string_view key, bool fallback) const {
   });
 }
 
-std::string HubSettings::text(std::string_view key, std::optional<std::string> fallback) const {
+std::string HubSettings::text(std::string_view key, const std::optional<std::string>& fallback) const {
   return value<std::string>(key, "a string", fallback, [](const json::value& found, auto& error) {
     if (!found.is_string()) error = json::error::not_string;
     return found.is_string() ? std::string(found.get_string()) : std::string();

@@ -22,7 +22,7 @@ class HubSettings {
   std::int64_t integer(std::string_view key, std::optional<std::int64_t> fallback = {}) const;
   double number(std::string_view key, std::optional<double> fallback = {}) const;
   bool boolean(std::string_view key, bool fallback) const;
-  std::string text(std::string_view key, std::optional<std::string> fallback = {}) const;
+  std::string text(std::string_view key, const std::optional<std::string>& fallback = {}) const;
   /// The only number of a list.
   double single_number(std::string_view key) const;
   /// Throws Error unless the key has this value, is missing or null: for what our models do in one way only.

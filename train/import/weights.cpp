@@ -82,7 +82,7 @@ void import_weights(const HubFolder& folder, const WeightNames& names, nn::Modul
   for (const auto& [tensor, file] : folder.tensors()) {
     const bool known =
         used.contains(tensor) || std::any_of(names.unused.begin(), names.unused.end(),
-                                             [&](std::string_view end) { return tensor.ends_with(end); });
+                                             [&name = tensor](std::string_view end) { return name.ends_with(end); });
     check(known, "import: ", folder.path().string(), ": tensor ", tensor, " is no part of a ", folder.model_type(),
           " model of this shape");
   }
