@@ -13,6 +13,10 @@ namespace {
 using ops::Activation;
 using ops::Rows;
 
+/// Experts of fewer neurons learn faster as parts of a dense layer, unless there are few tokens: their products are too
+/// small, and a row of outputs for each pair of token and expert takes more memory than all activations.
+constexpr std::int64_t kFewNeurons = 64, kFewTokens = 16;
+
 void check_tensor(const char* name, const Tensor& tensor, const Shape& shape, DType dtype, bool required) {
   if (!required && !tensor.defined()) return;
   check(tensor.defined(), "DynamicFeedForward: ", name, " is undefined");
@@ -73,7 +77,9 @@ nn::LayerOutput DynamicFeedForward::forward(const Variable& x) {
   Tensor mask;
   if (counts || !all) mask = choose(rows);
   if (counts) statistics_.add(mask);
-  return {reshape(all ? run_all(rows) : run(rows, mask), {x.size(0), x.size(1), w2_.size(2)}), {}};
+  return {
+      reshape(all ? completed(output_of(hidden(rows)), rows) : run(rows, mask), {x.size(0), x.size(1), w2_.size(2)}),
+      {}};
 }
 
 Tensor DynamicFeedForward::choose(const Variable& rows) const {
@@ -83,15 +89,18 @@ Tensor DynamicFeedForward::choose(const Variable& rows) const {
   return expert_mask(router_.forward(rows).data(), gate_);
 }
 
-Variable DynamicFeedForward::run_all(const Variable& rows) const {
+Variable DynamicFeedForward::hidden(const Variable& rows) const {
   const std::int64_t neurons = w1_.size(0) * w1_.size(1);
-  const auto hidden = [&](const Variable& weight, const Variable& bias, Activation activation) {
+  const auto product = [&](const Variable& weight, const Variable& bias, Activation activation) {
     const Variable matrix = reshape(weight, {neurons, weight.size(2)});
     return linear_activation(rows, matrix, bias.defined() ? reshape(bias, {neurons}) : bias, activation);
   };
-  const Variable up = hidden(w1_, b1_, gate_weight_.defined() ? Activation::identity : activation_);
-  const Variable activations = gate_weight_.defined() ? hidden(gate_weight_, gate_bias_, activation_) * up : up;
-  return completed(matmul(activations, reshape(w2_, {neurons, w2_.size(2)})), rows);
+  if (!gate_weight_.defined()) return product(w1_, b1_, activation_);
+  return product(gate_weight_, gate_bias_, activation_) * product(w1_, b1_, Activation::identity);
+}
+
+Variable DynamicFeedForward::output_of(const Variable& hidden) const {
+  return matmul(hidden, reshape(w2_, {w2_.size(0) * w2_.size(1), w2_.size(2)}));
 }
 
 Variable DynamicFeedForward::run(const Variable& rows, const Tensor& mask, const Variable& gates) const {
@@ -100,18 +109,27 @@ Variable DynamicFeedForward::run(const Variable& rows, const Tensor& mask, const
     const ops::ExpertLayer layer{own.w1, own.b1, own.gate, own.gate_bias, own.w2};
     return completed(Variable(ops::masked_feed_forward(rows.data(), layer, mask, activation_)), rows);
   }
-  Variable y;
+  const bool densely = w1_.size(1) < kFewNeurons && rows.size(0) > kFewTokens;
+  return completed(densely ? run_densely(rows, mask, gates) : run_by_expert(rows, mask, gates), rows);
+}
+
+Variable DynamicFeedForward::run_by_expert(const Variable& rows, const Tensor& mask, const Variable& gates) const {
   const ops::RoutingPlan plan = ops::routing_plan_from_mask(mask);
-  if (gate_weight_.defined()) {
-    const auto neurons = [&](const Variable& weight, const Variable& bias, Activation activation) {
-      return expert_matmul(rows, transpose(weight, 1, 2), bias, {}, plan, {Rows::token, Rows::pair, activation});
-    };
-    const Variable hidden = neurons(gate_weight_, gate_bias_, activation_) * neurons(w1_, b1_, Activation::identity);
-    y = expert_matmul(hidden, w2_, {}, gates, plan, {Rows::pair, Rows::token, Activation::identity});
-  } else {
-    y = expert_feed_forward(rows, transpose(w1_, 1, 2), b1_, w2_, gates, plan, activation_);
-  }
-  return completed(y, rows);
+  if (!gate_weight_.defined())
+    return expert_feed_forward(rows, transpose(w1_, 1, 2), b1_, w2_, gates, plan, activation_);
+  const auto neurons = [&](const Variable& weight, const Variable& bias, Activation activation) {
+    return expert_matmul(rows, transpose(weight, 1, 2), bias, {}, plan, {Rows::token, Rows::pair, activation});
+  };
+  const Variable pairs = neurons(gate_weight_, gate_bias_, activation_) * neurons(w1_, b1_, Activation::identity);
+  return expert_matmul(pairs, w2_, {}, gates, plan, {Rows::pair, Rows::token, Activation::identity});
+}
+
+Variable DynamicFeedForward::run_densely(const Variable& rows, const Tensor& mask, const Variable& gates) const {
+  const std::int64_t count = rows.size(0), experts = w1_.size(0), neurons = w1_.size(1);
+  const Variable chosen(mask.to(rows.dtype()));
+  const Variable factor = gates.defined() ? gates * chosen : chosen;
+  const Variable activations = reshape(hidden(rows), {count, experts, neurons}) * reshape(factor, {count, experts, 1});
+  return output_of(reshape(activations, {count, experts * neurons}));
 }
 
 Variable DynamicFeedForward::completed(const Variable& experts, const Variable& rows) const {

@@ -51,8 +51,14 @@ class DynamicFeedForward : public nn::FeedForwardLayer {
   const DynamicStatistics& statistics() const { return statistics_; }
 
  private:
-  /// All experts, as the dense layer that they are together: rows [N, D] -> [N, output width].
-  Variable run_all(const Variable& rows) const;
+  /// Activations of all experts' neurons: rows [N, D] -> [N, E S].
+  Variable hidden(const Variable& rows) const;
+  /// What these activations give: [N, output width].
+  Variable output_of(const Variable& hidden) const;
+  /// The chosen experts, each by products of its own.
+  Variable run_by_expert(const Variable& rows, const Tensor& mask, const Variable& gates) const;
+  /// All experts as one dense layer, in which those not chosen count nothing.
+  Variable run_densely(const Variable& rows, const Tensor& mask, const Variable& gates) const;
   /// The experts' sum with what is added whichever of them run.
   Variable completed(const Variable& experts, const Variable& rows) const;
   Tensor choose(const Variable& rows) const;

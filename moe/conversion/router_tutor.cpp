@@ -29,14 +29,17 @@ RouterTutor::~RouterTutor() {
   for (DynamicFeedForward* layer : layers_) layer->set_observer({});
 }
 
-void RouterTutor::normalize_targets() {
+void RouterTutor::normalize() {
   const NoGradGuard no_grad;
   check(rows() > 0, "RouterTutor: the model has seen no tokens");
+  const auto mean = [](const Tensor& values) { return ops::mean(values).to(DType::f64).item<double>(); };
   for (std::size_t i = 0; i < layers_.size(); ++i) {
-    const Tensor target = target_of(i, rows_[i]);
-    const double size = ops::mean(target).to(DType::f64).item<double>();
+    const double size = mean(target_of(i, rows_[i]));
     if (size > 0) sizes_[i] = size;  // a layer in which nothing is active keeps its own
     targets_[i] = {};
+    NormRouter& router = layers_[i]->router();
+    const double score = mean(router.forward(Variable(rows_[i])).data());
+    if (score > 0) router.scale_scores(1 / score);
   }
 }
 

@@ -24,8 +24,9 @@ class RouterTutor {
   RouterTutor& operator=(const RouterTutor&) = delete;
 
   /// Measures the targets of each layer (their mean on the rows seen last; reads it back) and divides them by it from
-  /// then on: norms of sparse layers are small, and a learning rate would have to know how small.
-  void normalize_targets();
+  /// then on: norms of sparse layers are small, and a learning rate would have to know how small. Scales the routers'
+  /// scores to the same mean.
+  void normalize();
   /// Once training is over: routers that learned normalised targets now give the targets themselves.
   void undo_normalization();
 

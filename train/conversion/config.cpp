@@ -69,11 +69,25 @@ void describe_routers(Schema& schema, RoutersConfig& routers) {
   describe_optimizer(schema, "routers.optimizer", routers.optimizer);
 }
 
+void describe_adapt(Schema& schema, AdaptConfig& adapt) {
+  schema.section("adapt", "the whole model, routers included, learns on while its tokens run only the experts chosen");
+  schema.integer("steps", adapt.steps, 1, kManySteps, "optimiser steps");
+  schema.number_list("taus", adapt.taus, 0, 1, "of the gates dynk_max, one a step in turn");
+  schema.number("router_rate", adapt.router_rate, 0, 1e6, "learning rate of routers / that of all else");
+  describe_optimizer(schema, "adapt.optimizer", adapt.optimizer);
+}
+
 void validate_phases(const ConversionConfig& config) {
   check(!config.phases.empty(), "config: phases: is empty, expected at least one phase");
   for (std::size_t i = 1; i < config.phases.size(); ++i)
     check(config.phases[i - 1] < config.phases[i],
-          "config: phases: expected some of projections, sparsify, experts, routers in this order, each once");
+          "config: phases: expected some of projections, sparsify, experts, routers, adapt in this order, each once");
+  if (!config.has(PhaseKind::adapt)) return;
+  check(config.has(PhaseKind::routers) || !config.has(PhaseKind::experts),
+        "config: phases: adapt needs routers, expected phase routers after experts");
+  check(config.routers.kind == RouterKind::norm,
+        "config: routers.kind is moefication, expected norm: phase adapt compares predicted norms");
+  check(!config.adapt.taus.empty(), "config: adapt.taus: is empty, expected at least one tau");
 }
 
 void validate(const ConversionConfig& config) {
@@ -82,6 +96,7 @@ void validate(const ConversionConfig& config) {
                      config.projections.steps);
   validate_optimizer("sparsify.optimizer", config.sparsify.optimizer, "sparsify.steps", config.sparsify.steps);
   validate_optimizer("routers.optimizer", config.routers.optimizer, "routers.steps", config.routers.steps);
+  validate_optimizer("adapt.optimizer", config.adapt.optimizer, "adapt.steps", config.adapt.steps);
 }
 
 }  // namespace
@@ -99,6 +114,7 @@ Schema describe(ConversionConfig& config) {
   describe_sparsify(schema, config.sparsify);
   describe_experts(schema, config.experts);
   describe_routers(schema, config.routers);
+  describe_adapt(schema, config.adapt);
   describe_sweep(schema, config.sweep);
   return schema;
 }

@@ -11,7 +11,7 @@
 namespace switchyard::train {
 
 /// The phases of a conversion, in their order.
-enum class PhaseKind : std::uint8_t { projections, sparsify, experts, routers };
+enum class PhaseKind : std::uint8_t { projections, sparsify, experts, routers, adapt };
 /// How the weight of the sparsity penalty goes over the steps.
 enum class WeightSchedule : std::uint8_t { constant, linear };
 /// Routers of D2DMoE, which predict the norm of each expert's output, or of MoEfication, which predict each expert's
@@ -20,7 +20,7 @@ enum class RouterKind : std::uint8_t { norm, moefication };
 enum class RegressionLoss : std::uint8_t { mse, huber };
 
 constexpr auto names_of(PhaseKind) {
-  return std::array<std::string_view, 4>{"projections", "sparsify", "experts", "routers"};
+  return std::array<std::string_view, 5>{"projections", "sparsify", "experts", "routers", "adapt"};
 }
 constexpr auto names_of(WeightSchedule) { return std::array<std::string_view, 2>{"constant", "linear"}; }
 constexpr auto names_of(RouterKind) { return std::array<std::string_view, 2>{"norm", "moefication"}; }
@@ -70,6 +70,13 @@ struct RoutersConfig {
   OptimizerConfig optimizer = {.learning_rate = 1e-3, .weight_decay = 0, .schedule = {}};
 };
 
+struct AdaptConfig {
+  std::int64_t steps = 1000;
+  std::vector<double> taus = {0.7, 0.8, 0.9, 0.95};
+  double router_rate = 5;
+  OptimizerConfig optimizer;
+};
+
 struct ConversionConfig {
   std::string model;  ///< folder of the run, or of another conversion, that is converted
   std::vector<PhaseKind> phases = {PhaseKind::sparsify, PhaseKind::experts, PhaseKind::routers};
@@ -78,6 +85,7 @@ struct ConversionConfig {
   SparsifyConfig sparsify;
   ExpertsConfig experts;
   RoutersConfig routers;
+  AdaptConfig adapt;
   SweepConfig sweep;
 
   bool has(PhaseKind phase) const;

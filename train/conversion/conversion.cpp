@@ -144,7 +144,7 @@ bool Conversion::run(const std::function<bool()>& stop) {
 }
 
 void Conversion::measure() {
-  if (!config_.has(PhaseKind::routers)) return;
+  if (!config_.has(PhaseKind::routers) && !config_.has(PhaseKind::adapt)) return;
   const fs::path path = folder_ / "sweep.json";
   std::ostringstream device;
   device << task_->model().parameters().at(0).device();

@@ -11,7 +11,7 @@ namespace switchyard::train {
 std::string_view name_of(PhaseKind kind) { return names_of(kind)[static_cast<std::size_t>(kind)]; }
 
 const Phase& phase_of(PhaseKind kind) {
-  for (const Phase* phase : {&kProjectionsPhase, &kSparsifyPhase, &kExpertsPhase, &kRoutersPhase})
+  for (const Phase* phase : {&kProjectionsPhase, &kSparsifyPhase, &kExpertsPhase, &kRoutersPhase, &kAdaptPhase})
     if (phase->kind == kind) return *phase;
   fail("phase_of: unknown phase ", static_cast<int>(kind));
 }

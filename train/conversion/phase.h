@@ -36,7 +36,7 @@ struct Phase {
 std::string_view name_of(PhaseKind kind);
 const Phase& phase_of(PhaseKind kind);
 
-extern const Phase kProjectionsPhase, kSparsifyPhase, kExpertsPhase, kRoutersPhase;
+extern const Phase kProjectionsPhase, kSparsifyPhase, kExpertsPhase, kRoutersPhase, kAdaptPhase;
 
 // What phases have in common.
 

@@ -44,7 +44,7 @@ std::optional<json::object> run(PhaseContext& context) {
   moe::RouterTutor tutor(layers, target, loss_of(config));
   if (config.kind == RouterKind::norm) {
     task.run_training_batch();
-    tutor.normalize_targets();
+    tutor.normalize();
   }
   std::int64_t next = 0, rows = 0;  // of the batch that went through the model last
   const auto loss = [&](std::int64_t) {

@@ -129,17 +129,28 @@ TEST(DynamicFeedForward, ATokenWithoutExpertsGetsTheLastBias) {
   EXPECT_CLOSE(out.select(0, 0), weights.last_bias, 0);
 }
 
+// Few tokens run experts one by one, many all of them as one layer.
 TEST(DynamicFeedForward, Gradients) {
+  for (const bool gated : {false, true})
+    for (const std::int64_t tokens : {3, 20}) {
+      const Tensor mask = random_tensor({tokens, kExperts}, 10, DType::boolean);
+      const DynamicFeedForward layer(random_weights(gated), Activation::gelu);
+      Variables inputs = {Variable(random_tensor({tokens, kWidth}, 7), true),
+                          Variable(random_tensor({tokens, kExperts}, 8), true)};
+      for (const auto& parameter : layer.named_parameters())
+        if (!parameter.name.starts_with("router.")) inputs.push_back(parameter.variable);
+      const auto f = [&](const Variables& in) { return layer.run(in[0], mask, in[1]); };
+      const GradcheckResult result = gradcheck(f, inputs);
+      EXPECT_TRUE(result) << result.message;
+    }
+}
+
+TEST(DynamicFeedForward, ManyTokensWithGradientsEqualTheFormula) {
+  const Tensor rows = random_tensor({40, kWidth}, 7), mask = random_tensor({40, kExperts}, 10, DType::boolean);
   for (const bool gated : {false, true}) {
-    const Tensor mask =
-        Tensor::from<int>({1, 0, 1, 1, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0}, {3, kExperts}).to(DType::boolean);
-    const DynamicFeedForward layer(random_weights(gated), Activation::gelu);
-    Variables inputs = {Variable(random_tensor({3, kWidth}, 7), true), Variable(random_tensor({3, kExperts}, 8), true)};
-    for (const auto& parameter : layer.named_parameters())
-      if (!parameter.name.starts_with("router.")) inputs.push_back(parameter.variable);
-    const auto f = [&](const Variables& in) { return layer.run(in[0], mask, in[1]); };
-    const GradcheckResult result = gradcheck(f, inputs);
-    EXPECT_TRUE(result) << result.message;
+    const ExpertWeights weights = random_weights(gated);
+    const DynamicFeedForward layer(weights, Activation::relu);
+    EXPECT_CLOSE(layer.run(Variable(rows), mask).data(), naive(rows, weights, mask), 1e-12);
   }
 }
 

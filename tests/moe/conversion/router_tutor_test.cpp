@@ -68,14 +68,17 @@ TEST(RouterTutor, TheLossIsTheSumOfTheLayers) {
 TEST(RouterTutor, NormalizedTargetsAreAnotherScaleOfTheSameTask) {
   Layers layers;
   RouterTutor tutor({&layers.first}, RouterTarget::output_norm, RouterLoss::mse);
-  EXPECT_ERROR(tutor.normalize_targets(), "layer 0 has seen no rows");
+  EXPECT_ERROR(tutor.normalize(), "layer 0 has seen no rows");
   layers.run(3);
   const Tensor x = random_tensor({4, 16, kWidth}, 3).view({64, kWidth});
   const Tensor target = expert_output_norms(x, layers.first.weights(), Activation::relu);
   double sum = 0;
   for (const double value : target.to_vector<double>()) sum += value;
   const double size = sum / static_cast<double>(target.numel());
-  tutor.normalize_targets();
+  tutor.normalize();
+  double scores = 0;
+  for (const double value : layers.first.router().forward(Variable(x)).data().to_vector<double>()) scores += value;
+  EXPECT_NEAR(scores / static_cast<double>(target.numel()), 1, 1e-12);
   const double normalized = tutor.loss(0, 64).item<double>();
   tutor.undo_normalization();  // predictions grow with the targets, so errors do too
   EXPECT_NEAR(tutor.loss(0, 64).item<double>(), normalized * size * size, 1e-10 * size * size);

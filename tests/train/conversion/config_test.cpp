@@ -30,9 +30,14 @@ TEST(ConversionConfig, ValuesArriveWhereTheyBelong) {
 
 TEST(ConversionConfig, WhatDoesNotFitIsNamed) {
   EXPECT_ERROR(parsed(R"({"phases": []})"), "config: phases: is empty, expected at least one phase");
-  EXPECT_ERROR(parsed(R"({"phases": ["experts", "sparsify"]})"), "config: phases: expected some of projections, sparsify, ");
+  EXPECT_ERROR(parsed(R"({"phases": ["experts", "sparsify"]})"),
+               "config: phases: expected some of projections, sparsify, ");
   EXPECT_ERROR(parsed(R"({"phases": ["experts", "experts"]})"), "config: phases: ");
   EXPECT_ERROR(parsed(R"({"phases": ["polish"]})"), "config: phases");
+  EXPECT_ERROR(parsed(R"({"phases": ["experts", "adapt"]})"), "config: phases: adapt needs routers");
+  EXPECT_ERROR(parsed(R"({"phases": ["adapt"], "routers": {"kind": "moefication"}})"),
+               "config: routers.kind is moefication, expected norm: phase adapt");
+  EXPECT_ERROR(parsed(R"({"phases": ["adapt"], "adapt": {"taus": []}})"), "config: adapt.taus: is empty");
   EXPECT_ERROR(parsed(R"({"experts": {"expert_width": 0}})"), "config: experts.expert_width: 0 is out of range");
   EXPECT_ERROR(parsed(R"({"sparsify": {"optimizer": {"learning_rate": 0}}})"),
                "config: sparsify.optimizer.learning_rate: 0 trains nothing");

@@ -59,6 +59,39 @@ TEST_F(ConversionTest, PhasesDoWhatTheyAreFor) {
   EXPECT_GT(mean_of(routers, "top_recall"), 0.5);        // by chance 0.25
 }
 
+/// Scores at the taus that adapt.taus lists, from phase adapt's results.
+std::vector<double> losses(const json::object& adapted, const char* when) {
+  std::vector<double> all;
+  for (const json::value& score : adapted.at(when).as_array()) all.push_back(loss_of(score));
+  return all;
+}
+
+// With its gates on, a model learns to do with few experts; the same steps with all experts running help much less.
+TEST_F(ConversionTest, AnAdaptedModelNeedsFewerExperts) {
+  ConversionConfig config = tiny_conversion(run_);
+  config.phases = {PhaseKind::sparsify, PhaseKind::experts, PhaseKind::routers};
+  config.sparsify.weight = 0;
+  const Converted unadapted(folder_ / "converted", config);
+
+  config.model = (folder_ / "converted").string();
+  config.phases = {PhaseKind::adapt};
+  config.adapt.steps = 60;
+  config.adapt.optimizer.learning_rate = 0.005;
+  config.adapt.taus = {0.3, 0.6};
+  Converted adapted(folder_ / "adapted", config);
+  const json::object results = adapted.results(PhaseKind::adapt).value();
+  config.adapt.taus = {1};
+  Converted trained_on(folder_ / "trained-on", config);
+  for (std::size_t i = 0; i < 2; ++i) {
+    EXPECT_LT(losses(results, "after")[i], losses(results, "before")[i] - 0.05);
+    moe::set_gates(trained_on.task().model(), {moe::GateMode::dynk_max, 1, i == 0 ? 0.3 : 0.6});
+    EXPECT_LT(losses(results, "after")[i], trained_on.task().evaluate().loss - 0.02);
+  }
+  const auto loaded = load_converted(folder_ / "adapted", {device()}, kSilent);
+  moe::set_gates(loaded->model(), {moe::GateMode::dynk_max, 1, 0.3});
+  EXPECT_EQ(loaded->evaluate().loss, losses(results, "after")[0]);
+}
+
 TEST_F(ConversionTest, WithoutAPenaltyActivationsStayAsTheyAre) {
   ConversionConfig config = tiny_conversion(run_);
   config.phases = {PhaseKind::sparsify};
