@@ -12,8 +12,7 @@ namespace switchyard::nn {
 struct NamedParameter {
   std::string name;
   Variable variable;
-  bool decays = true;               ///< false for norms and biases: weight decay leaves them alone
-  double learning_rate_factor = 1;  ///< of the optimiser's learning rate
+  bool decays = true;  ///< false for norms and biases: weight decay leaves them alone
 };
 
 /// A tensor that is part of a module's state but not trained.

@@ -1,6 +1,5 @@
 #include "nn/optim/optimizer.h"
 
-#include <map>
 #include <set>
 
 #include "core/ops/elementwise.h"
@@ -10,17 +9,12 @@ namespace switchyard::nn {
 
 std::vector<ParameterGroup> parameter_groups(const std::vector<NamedParameter>& parameters, double weight_decay,
                                              bool decay_all) {
-  std::map<std::pair<double, bool>, ParameterGroup> groups;  // by factor and whether it is exempt from decay
-  for (const NamedParameter& p : parameters) {
-    const bool exempt = !p.decays && !decay_all;
-    ParameterGroup& group = groups[{p.learning_rate_factor, exempt}];
-    group.weight_decay = exempt ? 0 : weight_decay;
-    group.learning_rate_factor = p.learning_rate_factor;
-    group.parameters.push_back(p);
-  }
-  std::vector<ParameterGroup> result;
-  for (auto& [key, group] : groups) result.push_back(std::move(group));
-  return result;
+  ParameterGroup decaying{{}, weight_decay, 1}, exempt{{}, 0, 1};
+  for (const NamedParameter& p : parameters) (p.decays || decay_all ? decaying : exempt).parameters.push_back(p);
+  std::vector<ParameterGroup> groups;
+  if (!decaying.parameters.empty()) groups.push_back(std::move(decaying));
+  if (!exempt.parameters.empty()) groups.push_back(std::move(exempt));
+  return groups;
 }
 
 Optimizer::Optimizer(const std::vector<ParameterGroup>& groups, double learning_rate) : learning_rate_(learning_rate) {

@@ -13,7 +13,7 @@ struct ParameterGroup {
   double learning_rate_factor = 1;  ///< of the optimiser's learning rate
 };
 
-/// What decays and what does not (norms and biases, unless decay_all), for each learning rate factor of the parameters.
+/// Two groups: what decays and what does not (norms and biases, unless decay_all). Empty groups are left out.
 std::vector<ParameterGroup> parameter_groups(const std::vector<NamedParameter>& parameters, double weight_decay,
                                              bool decay_all = false);
 

@@ -28,14 +28,6 @@ json::array measure(Task& task, const std::vector<double>& taus) {
   return scores;
 }
 
-/// All parameters of the model, those of routers with a learning rate of their own.
-std::vector<nn::NamedParameter> parameters_of(const nn::Module& model, double router_rate) {
-  std::vector<nn::NamedParameter> parameters = model.named_parameters();
-  for (nn::NamedParameter& parameter : parameters)
-    if (parameter.name.find(".router.") != std::string::npos) parameter.learning_rate_factor = router_rate;
-  return parameters;
-}
-
 /// Routers go on learning what they did before, from what passes through the model now: norms of experts that change.
 std::optional<json::object> run(PhaseContext& context) {
   const AdaptConfig& config = context.config.adapt;
@@ -53,8 +45,8 @@ std::optional<json::object> run(PhaseContext& context) {
     return task_loss + tutor.loss(0, std::min(context.config.routers.tokens, tutor.rows()));
   };
   model.train();
-  const bool finished = fit_phase(context, PhaseKind::adapt, loss, parameters_of(model, config.router_rate),
-                                  config.steps, config.optimizer);
+  const bool finished =
+      fit_phase(context, PhaseKind::adapt, loss, model.named_parameters(), config.steps, config.optimizer);
   model.eval();
   if (!finished) return std::nullopt;
   tutor.undo_normalization();

@@ -73,7 +73,6 @@ void describe_adapt(Schema& schema, AdaptConfig& adapt) {
   schema.section("adapt", "the whole model, routers included, learns on while its tokens run only the experts chosen");
   schema.integer("steps", adapt.steps, 1, kManySteps, "optimiser steps");
   schema.number_list("taus", adapt.taus, 0, 1, "of the gates dynk_max, one a step in turn");
-  schema.number("router_rate", adapt.router_rate, 0, 1e6, "learning rate of routers / that of all else");
   describe_optimizer(schema, "adapt.optimizer", adapt.optimizer);
 }
 

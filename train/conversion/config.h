@@ -73,7 +73,6 @@ struct RoutersConfig {
 struct AdaptConfig {
   std::int64_t steps = 1000;
   std::vector<double> taus = {0.7, 0.8, 0.9, 0.95};
-  double router_rate = 5;
   OptimizerConfig optimizer;
 };
 
