@@ -2,6 +2,7 @@
 #   switchyard::blas            a CBLAS library
 #   switchyard::boost           Boost headers and Boost.JSON
 #   switchyard::sentencepiece   only where found
+#   switchyard::utf8proc        only where found
 #   Boost::program_options, GTest::*, benchmark::*   only where found
 
 find_package(Threads REQUIRED)
@@ -83,6 +84,26 @@ elseif(SWITCHYARD_SENTENCEPIECE STREQUAL "AUTO")
   switchyard_report(OUT "SentencePiece" "not found: byte-level tokens only (apt-get install libsentencepiece-dev)")
 else()
   message(FATAL_ERROR "SWITCHYARD_SENTENCEPIECE=ON but SentencePiece was not found: apt-get install libsentencepiece-dev")
+endif()
+
+# --- utf8proc: the static library, so that programs do not depend on the machine having it ------------------------------
+if(SWITCHYARD_UTF8PROC)
+  find_path(SWITCHYARD_UTF8PROC_INCLUDE utf8proc.h)
+  find_library(SWITCHYARD_UTF8PROC_LIBRARY NAMES libutf8proc.a utf8proc)
+endif()
+if(NOT SWITCHYARD_UTF8PROC)
+  switchyard_report(OUT "utf8proc" "switched off (-DSWITCHYARD_UTF8PROC=OFF)")
+elseif(SWITCHYARD_UTF8PROC_INCLUDE AND SWITCHYARD_UTF8PROC_LIBRARY)
+  add_library(switchyard_utf8proc INTERFACE)
+  add_library(switchyard::utf8proc ALIAS switchyard_utf8proc)
+  target_include_directories(switchyard_utf8proc SYSTEM INTERFACE ${SWITCHYARD_UTF8PROC_INCLUDE})
+  target_link_libraries(switchyard_utf8proc INTERFACE ${SWITCHYARD_UTF8PROC_LIBRARY})
+  target_compile_definitions(switchyard_utf8proc INTERFACE SWITCHYARD_WITH_UTF8PROC)
+  switchyard_report(IN "utf8proc" "${SWITCHYARD_UTF8PROC_LIBRARY}")
+elseif(SWITCHYARD_UTF8PROC STREQUAL "AUTO")
+  switchyard_report(OUT "utf8proc" "not found: no tokenizers of imported models (apt-get install libutf8proc-dev)")
+else()
+  message(FATAL_ERROR "SWITCHYARD_UTF8PROC=ON but utf8proc was not found: apt-get install libutf8proc-dev")
 endif()
 
 # --- MPI -----------------------------------------------------------------------------------------------------------------

@@ -75,12 +75,13 @@ LabelledTexts read_labelled_texts(const std::vector<std::filesystem::path>& file
 }
 
 TextExamples::TextExamples(const LabelledTexts& texts, const Tokenizer& tokenizer, std::int64_t context)
-    : context_(context), separator_(tokenizer.separator()), labels_(texts.labels) {
-  check(context >= 2, "text examples: context ", context, " is too short, expected at least 2");
+    : context_(context), separator_(tokenizer.separator()), frame_(tokenizer.frame()), labels_(texts.labels) {
+  const std::int64_t framed = std::ssize(frame_.before) + std::ssize(frame_.after);
+  check(context > framed, "text examples: context ", context, " is too short, expected at least ", framed + 1);
   Checksum content;
   for (std::size_t i = 0; i < texts.texts.size(); ++i) {
     std::vector<std::int32_t> ids = tokenizer.encode(texts.texts[i]);
-    const auto most = static_cast<std::size_t>(context - 1);  // behind the separator
+    const auto most = static_cast<std::size_t>(context - framed);
     if (ids.size() > most) ids.erase(ids.begin(), ids.end() - static_cast<std::ptrdiff_t>(most));
     content.update(&labels_[i], sizeof labels_[i]);
     content.update(ids.data(), ids.size() * sizeof ids[0]);
@@ -97,8 +98,11 @@ LabelledTextBatch TextExamples::batch(std::span<const ExampleTurn> turns) const 
   for (std::int64_t row = 0; row < rows; ++row) {
     const auto example = static_cast<std::size_t>(turns[static_cast<std::size_t>(row)].example);
     const std::vector<std::int32_t>& ids = tokens_.at(example);
-    std::copy(ids.begin(), ids.end(), out.tokens.data<std::int64_t>() + row * context_ + 1);
-    std::fill_n(out.padding.data<bool>() + row * context_, ids.size() + 1, false);
+    auto* const begin = out.tokens.data<std::int64_t>() + row * context_;
+    auto* end = std::copy(frame_.before.begin(), frame_.before.end(), begin);
+    end = std::copy(ids.begin(), ids.end(), end);
+    end = std::copy(frame_.after.begin(), frame_.after.end(), end);
+    std::fill_n(out.padding.data<bool>() + row * context_, end - begin, false);
     out.labels.data<std::int64_t>()[row] = labels_[example];
   }
   return out;

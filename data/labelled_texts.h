@@ -25,9 +25,9 @@ struct LabelledTexts {
 LabelledTexts read_labelled_texts(const std::vector<std::filesystem::path>& files,
                                   const std::vector<std::string>& classes = {});
 
-/// Texts of one length, shorter ones filled up with the separator.
+/// Texts of one length, each in the tokenizer's frame, shorter ones filled up with the separator.
 struct LabelledTextBatch {
-  Tensor tokens;  ///< i64 [batch, context]; each text begins with the separator, for a model that reads its first token
+  Tensor tokens;   ///< i64 [batch, context]
   Tensor padding;  ///< bool [batch, context], true where there is no token
   Tensor labels;   ///< i64 [batch]
 };
@@ -36,7 +36,7 @@ struct LabelledTextBatch {
 /// a review comes to its verdict.
 class TextExamples {
  public:
-  /// Throws Error for a context below 2.
+  /// Throws Error for a context in which the frame leaves no room.
   TextExamples(const LabelledTexts& texts, const Tokenizer& tokenizer, std::int64_t context);
 
   std::int64_t size() const { return static_cast<std::int64_t>(labels_.size()); }
@@ -47,6 +47,7 @@ class TextExamples {
 
  private:
   std::int64_t context_, separator_;
+  Frame frame_;
   std::vector<std::vector<std::int32_t>> tokens_;
   std::vector<std::int64_t> labels_;
   std::uint64_t checksum_ = 0;

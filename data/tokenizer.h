@@ -12,6 +12,11 @@ namespace switchyard::data {
 
 class Corpus;
 
+/// The ids around a text that a classifier reads.
+struct Frame {
+  std::vector<std::int32_t> before, after;
+};
+
 /// Turns text into token ids 0 .. vocabulary_size() - 1 and back. Immutable, so threads may share one.
 class Tokenizer {
  public:
@@ -23,7 +28,10 @@ class Tokenizer {
   virtual std::int32_t vocabulary_size() const = 0;
   /// The id that ends every document. It never stands for text inside one.
   virtual std::int32_t separator() const = 0;
-  /// "bytes" or "sentencepiece".
+  /// The separator before the text, so that there is something to read of an empty one, unless models that come with
+  /// the tokenizer are used to another.
+  virtual Frame frame() const { return {{separator()}, {}}; }
+  /// "bytes", "sentencepiece" or "wordpiece".
   virtual std::string name() const = 0;
   /// Hash of everything that decides the ids: token files carry it to refuse a tokenizer they were not made with.
   virtual std::uint64_t fingerprint() const = 0;

@@ -1,5 +1,5 @@
-// Makes the folder of a run of a model of Hugging Face's transformers (GPT-2, Gemma, ViT): config.json and its
-// safetensors files, as save_pretrained() writes them or the Hub holds them.
+// Makes the folder of a run of a model of Hugging Face's transformers (GPT-2, Gemma, BERT, ViT): config.json and
+// its safetensors files, as save_pretrained() writes them or the Hub holds them.
 //
 //   build/cpu/bin/import_model --from gemma-2b --out runs/gemma-2b --data my_notes/
 //   build/cpu/bin/generate --run runs/gemma-2b --prompt "The "

@@ -46,6 +46,7 @@ for group in "$@"; do
       need_boost libboostVERSION-dev "containers (Boost headers)"
       need_boost libboost-jsonVERSION-dev "configuration files"
       need_boost libboost-program-optionsVERSION-dev "command lines of the example programs"
+      need_package libutf8proc-dev "tokenizers of imported models (Unicode's tables)"
       need_package libgtest-dev "test suite (GoogleTest)"
       need_package libgmock-dev "test suite (GoogleTest's matchers)"
       ;;

@@ -77,8 +77,23 @@ def vit_grey(generator):
     return transformers.ViTForImageClassification(config), dict(inputs), {"pixels": pixels}, processor
 
 
-# From a generator: the model, its inputs, what they were made from, and what made them.
-FAMILIES = {"gpt2": gpt2, "gemma": gemma, "bert": bert, "vit": vit, "vit_grey": vit_grey}
+def bert_texts(generator):
+    reviews = [("good", "A fine film, really fine!"), ("bad", "Naïve & dull..."), ("good", "Good"),
+               ("bad", "no: the film is a zoo of bad acting, and of 3 plots")]
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *("##" + c for c in letters), *",.!:&", "film", "##ing"]
+    tokenizer = transformers.BertTokenizer({piece: i for i, piece in enumerate(pieces)})
+    config = transformers.BertConfig(
+        vocab_size=70, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=48, id2label={0: "good", 1: "bad"})
+    inputs = tokenizer([text for _, text in reviews], padding=True, return_tensors="pt")
+    tsv = "".join(f"{label}\t{text}\n" for label, text in reviews)
+    return transformers.BertForSequenceClassification(config), dict(inputs), {"texts.tsv": tsv}, tokenizer
+
+
+# From a generator: the model, its inputs, what they were made from (tensors, or texts by the names of their files), and
+# what made them.
+FAMILIES = {"gpt2": gpt2, "gemma": gemma, "bert": bert, "vit": vit, "vit_grey": vit_grey, "bert_texts": bert_texts}
 
 
 def main():
@@ -97,7 +112,10 @@ def main():
         (folder / "generation_config.json").unlink(missing_ok=True)
         for processor in processors:
             processor.save_pretrained(folder)
-        save_file({**inputs, **sources, "logits": logits.contiguous()}, folder / "expected.safetensors")
+        tensors = {key: source for key, source in sources.items() if torch.is_tensor(source)}
+        for file in sources.keys() - tensors.keys():
+            (folder / file).write_text(sources[file], encoding="utf-8")
+        save_file({**inputs, **tensors, "logits": logits.contiguous()}, folder / "expected.safetensors")
         print(f"{name}: {sum(p.numel() for p in model.parameters())} parameters, logits up to {logits.abs().max():.3f}")
 
 

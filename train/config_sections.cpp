@@ -57,10 +57,12 @@ DType dtype_of(TrainingType type) { return type == TrainingType::bf16 ? DType::b
 void describe_tokenizer(Schema& schema, TokenizerConfig& tokenizer) {
   schema.section("data.tokenizer", "from text to tokens");
   schema.choice("kind", tokenizer.kind,
-                "bytes: 256 tokens, nothing to train; sentencepiece: a unigram vocabulary; none: of imported models");
+                "bytes: 256 tokens, nothing to train; sentencepiece: a unigram vocabulary; transformers: from a "
+                "tokenizer.json of that library; none: of imported models");
   schema.integer("vocabulary_size", tokenizer.vocabulary_size, 16, 1 << 24,
                  "pieces that sentencepiece trains where no model is given");
-  schema.text("model", tokenizer.model, "a trained sentencepiece .model file; empty: train one on the files");
+  schema.text("model", tokenizer.model,
+              "a trained sentencepiece .model file (empty: train one on the files), or the tokenizer.json");
 }
 
 void describe_training(Schema& schema, TrainingConfig& training, const std::string& examples) {
@@ -104,7 +106,11 @@ void describe_output(Schema& schema, OutputConfig& output) {
 }
 
 void validate_tokenizer(const TokenizerConfig& tokenizer) {
-  check(tokenizer.kind == TokenizerKind::sentencepiece || tokenizer.model.empty(),
+  check(tokenizer.kind != TokenizerKind::transformers || !tokenizer.model.empty(),
+        "config: data.tokenizer.model: is empty, expected a tokenizer.json");
+  const bool has_model =
+      tokenizer.kind == TokenizerKind::sentencepiece || tokenizer.kind == TokenizerKind::transformers;
+  check(has_model || tokenizer.model.empty(),
         "config: data.tokenizer.model: ", abbreviate(json::value(tokenizer.model)),
         " is given, expected none with tokenizer \"",
         names_of(tokenizer.kind)[static_cast<std::size_t>(tokenizer.kind)], '"');

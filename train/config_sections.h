@@ -14,13 +14,16 @@
 /// The sections that configurations of every kind of run share, and how a configuration comes from a file.
 namespace switchyard::train {
 
-/// none: of an imported model, whose tokenizer is of a kind not known here; whatever needs text refuses it.
-enum class TokenizerKind : std::uint8_t { bytes, sentencepiece, none };
+/// transformers: a tokenizer.json of that library; none: of an imported model, whose tokenizer is of a kind not known
+/// here; whatever needs text refuses it.
+enum class TokenizerKind : std::uint8_t { bytes, sentencepiece, transformers, none };
 enum class TrainingType : std::uint8_t { f32, bf16 };
 enum class OptimizerKind : std::uint8_t { adamw, sgd };
 enum class ScheduleKind : std::uint8_t { constant, linear, cosine, switchhead_warmup_then_cosine };
 
-constexpr auto names_of(TokenizerKind) { return std::array<std::string_view, 3>{"bytes", "sentencepiece", "none"}; }
+constexpr auto names_of(TokenizerKind) {
+  return std::array<std::string_view, 4>{"bytes", "sentencepiece", "transformers", "none"};
+}
 constexpr auto names_of(TrainingType) { return std::array<std::string_view, 2>{"f32", "bf16"}; }
 constexpr auto names_of(OptimizerKind) { return std::array<std::string_view, 2>{"adamw", "sgd"}; }
 constexpr auto names_of(ScheduleKind) {
@@ -30,7 +33,7 @@ constexpr auto names_of(ScheduleKind) {
 struct TokenizerConfig {
   TokenizerKind kind = TokenizerKind::bytes;
   std::int64_t vocabulary_size = 8000;  ///< sentencepiece only: pieces to train where `model` is not given
-  std::string model;                    ///< sentencepiece only: a trained .model file
+  std::string model;                    ///< sentencepiece: a trained .model file; transformers: a tokenizer.json
 };
 
 struct TrainingConfig {

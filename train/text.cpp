@@ -7,6 +7,7 @@
 #include "core/error.h"
 #include "core/io/atomic_file.h"
 #include "core/io/mapped_file.h"
+#include "train/import/hub_tokenizer.h"
 
 namespace switchyard::train {
 namespace {
@@ -38,7 +39,10 @@ void check_has_tokenizer(const TokenizerConfig& config, const fs::path& folder) 
         ": has no tokenizer: data.tokenizer.kind is \"none\", the model was imported without one");
 }
 
-fs::path tokenizer_path(const fs::path& folder) { return folder / "tokenizer.model"; }
+/// Where a run keeps the file of its tokenizer, of a kind that has one.
+fs::path tokenizer_path(TokenizerKind kind, const fs::path& folder) {
+  return folder / (kind == TokenizerKind::transformers ? "tokenizer.json" : "tokenizer.model");
+}
 
 /// Bytes of text that all documents of `tokens` stand for.
 double bytes_of(const data::TokenFile& tokens, const data::Tokenizer& tokenizer) {
@@ -55,32 +59,40 @@ double bytes_of(const data::TokenFile& tokens, const data::Tokenizer& tokenizer)
 
 }  // namespace
 
+void make_text_folder(const fs::path& folder) {
+  std::error_code code;
+  fs::create_directories(folder, code);
+  check(!code, "text: ", folder.string(), ": cannot be made: ", code.message());
+  remove_abandoned_temporaries(folder);
+}
+
+void keep_tokenizer(const TokenizerConfig& config, const fs::path& folder) {
+  const fs::path path = tokenizer_path(config.kind, folder);
+  if (config.model.empty() || fs::exists(path)) return;
+  const auto model = MappedFile::open(config.model);
+  write_file(path, std::string_view(reinterpret_cast<const char*>(model->data()), model->size()));
+}
+
 void make_tokenizer(const TokenizerConfig& config, const data::Corpus& training, const fs::path& folder) {
-  const fs::path path = tokenizer_path(folder);
+  keep_tokenizer(config, folder);
+  const fs::path path = tokenizer_path(config.kind, folder);
   if (config.kind != TokenizerKind::sentencepiece || fs::exists(path)) return;
-  if (config.model.empty()) {
-    data::SentencePieceOptions options;
-    options.vocabulary_size = static_cast<std::int32_t>(config.vocabulary_size);
-    data::train_sentencepiece(training, path, options);
-  } else {
-    const auto model = MappedFile::open(config.model);
-    write_file(path, std::string_view(reinterpret_cast<const char*>(model->data()), model->size()));
-  }
+  data::SentencePieceOptions options;
+  options.vocabulary_size = static_cast<std::int32_t>(config.vocabulary_size);
+  data::train_sentencepiece(training, path, options);
 }
 
 std::shared_ptr<const data::Tokenizer> load_tokenizer(const TokenizerConfig& config, const fs::path& folder) {
   check_has_tokenizer(config, folder);
   if (config.kind == TokenizerKind::bytes) return data::make_tokenizer("bytes");
-  return data::load_sentencepiece(tokenizer_path(folder));
+  const fs::path path = tokenizer_path(config.kind, folder);
+  return config.kind == TokenizerKind::transformers ? load_hub_tokenizer(path) : data::load_sentencepiece(path);
 }
 
 TokenizedText prepare_text(const Config& config, const fs::path& folder,
                            const std::function<void(const std::string&)>& report) {
   check_has_tokenizer(config.data.tokenizer, folder);
-  std::error_code code;
-  fs::create_directories(folder, code);
-  check(!code, "text: ", folder.string(), ": cannot be made: ", code.message());
-  remove_abandoned_temporaries(folder);
+  make_text_folder(folder);
   const fs::path training_path = folder / "training.tokens", validation_path = folder / "validation.tokens";
   if (!fs::exists(training_path) || !fs::exists(validation_path)) {
     const Corpora corpora = read_corpora(config, report);

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "autograd/grad_mode.h"
+#include "data/unicode.h"
 #include "tests/support/close.h"
 #include "tests/train/import_fixtures.h"
 #include "tests/train/tiny_classifier.h"
@@ -135,6 +136,42 @@ TEST_F(ImportedRun, OfAVitNamesScalesWithoutACounterpart) {
   const ClassifierConfig config = load_classifier_config(folder_ / "run/config.json", grey_images(folder_.path()));
   EXPECT_EQ(config.data.mean, 0);
   EXPECT_EQ(config.data.deviation, 1);
+}
+
+/// Overrides that name the texts of the BERT's fixture to train and to validate on.
+std::vector<std::string> labelled_texts() {
+  const std::string files = "[\"" + (fixture("bert_texts") / "texts.tsv").string() + "\"]";
+  return {"data.files=" + files, "data.validation_files=" + files,
+          "training.device=" + testing::text_of(default_device())};
+}
+
+TEST_F(ImportedRun, OfABertClassifiesTextsAsTheLibraryDoes) {
+  if (!data::has_unicode()) GTEST_SKIP() << "built without utf8proc";
+  const NoGradGuard no_grad;
+  const fs::path model = fixture("bert_texts"), out = folder_ / "run";
+  EXPECT_EQ(write_run(model, labelled_texts(), out), "");
+  const auto task = open_task(out, {}, kNobody);
+  EXPECT_CLOSE(task->validation_pass().run(), expected("bert_texts", "logits"), kTolerance);
+  const boost::json::object shown = task->exhibit().describe(std::vector<double>(4 * 48));
+  EXPECT_EQ(shown.at("tokens").at(1).at("text"), " a");
+
+  ConversionConfig conversion;
+  conversion.model = out.string();
+  conversion.phases = {PhaseKind::experts};
+  conversion.experts.expert_width = 4;
+  Conversion converted(folder_ / "converted", conversion, "", kNobody);
+  ASSERT_TRUE(converted.run([] { return false; }));
+  EXPECT_CLOSE(converted.task().validation_pass().run(), expected("bert_texts", "logits"), kTolerance);
+}
+
+TEST_F(ImportedRun, OfABertWithoutItsTokenizerRefusesTexts) {
+  for (const char* file : {"config.json", "model.safetensors"})
+    fs::copy_file(fixture("bert_texts") / file, folder_ / file, fs::copy_options::overwrite_existing);
+  EXPECT_EQ(write_run(folder_.path(), labelled_texts(), folder_ / "run"),
+            "without a tokenizer: " + folder_.path().string() +
+                " has neither tokenizer.json nor a SentencePiece "
+                "tokenizer.model; programs that need text refuse the run\n");
+  EXPECT_ERROR(open_task(folder_ / "run", {}, kNobody), "has no tokenizer: data.tokenizer.kind is \"none\"");
 }
 
 }  // namespace

@@ -1,44 +1,14 @@
 #pragma once
 
-#include <boost/json/object.hpp>
 #include <filesystem>
 #include <map>
-#include <optional>
 #include <string>
 #include <string_view>
 
 #include "core/io/safetensors.h"
+#include "train/import/hub_settings.h"
 
 namespace switchyard::train {
-
-/// The JSON object in a file of a HubFolder. Errors name the file.
-class HubSettings {
- public:
-  /// Throws Error where the file is missing or holds no JSON object.
-  explicit HubSettings(std::filesystem::path file);
-
-  // A value. `key` is a path through the file's objects: "rope_parameters.rope_theta". Where the key is missing or
-  // null, the fallback, or Error where there is none; Error for a value of another kind. Integers are sizes: 0 to 2^24.
-  std::int64_t integer(std::string_view key, std::optional<std::int64_t> fallback = {}) const;
-  double number(std::string_view key, std::optional<double> fallback = {}) const;
-  bool boolean(std::string_view key, bool fallback) const;
-  std::string text(std::string_view key, const std::optional<std::string>& fallback = {}) const;
-  /// The only number of a list.
-  double single_number(std::string_view key) const;
-  /// Throws Error unless the key has this value, is missing or null: for what our models do in one way only.
-  void expect(std::string_view key, const boost::json::value& expected) const;
-  /// "import: <file>: ", what an error about its contents begins with.
-  std::string where() const { return "import: " + file_.string() + ": "; }
-
- private:
-  /// Null where it is missing.
-  const boost::json::value* find(std::string_view key) const;
-  template <class T, class Read>
-  T value(std::string_view key, const char* kind, const std::optional<T>& fallback, Read read) const;
-
-  std::filesystem::path file_;
-  boost::json::object values_;
-};
 
 /// A model as the Hugging Face Hub holds it and transformers' save_pretrained() writes it: config.json beside
 /// model.safetensors, or beside the several files that model.safetensors.index.json lists. Errors name the folder.

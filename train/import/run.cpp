@@ -4,6 +4,7 @@
 
 #include "core/io/atomic_file.h"
 #include "train/checkpoint.h"
+#include "train/import/hub_tokenizer.h"
 #include "train/import/models.h"
 #include "train/json_text.h"
 #include "train/run_folder.h"
@@ -29,21 +30,34 @@ void write_run(const fs::path& out, const boost::json::object& config, const nn:
   write_file(RunFolder::config_path(out), pretty_json(config));  // last: it makes the folder a run
 }
 
+/// The tokenizer that comes with the model; of kind none, after a report of the reason, where there is none that can be
+/// used here.
+TokenizerConfig tokenizer_of(const HubFolder& folder, const Report& report) {
+  const fs::path pieces = folder.path() / "tokenizer.model", whole = folder.path() / "tokenizer.json";
+  TokenizerConfig config;
+  config.kind = fs::exists(pieces) ? TokenizerKind::sentencepiece : TokenizerKind::transformers;
+  config.model = fs::exists(pieces) ? pieces.string() : whole.string();
+  if (config.kind == TokenizerKind::sentencepiece) return config;
+  try {
+    check(fs::exists(whole), folder.path().string(), " has neither tokenizer.json nor a SentencePiece tokenizer.model");
+    load_hub_tokenizer(whole);
+  } catch (const Error& error) {
+    report(std::string("without a tokenizer: ") + error.what() + "; programs that need text refuse the run");
+    config.kind = TokenizerKind::none;
+    config.model.clear();
+  }
+  return config;
+}
+
 void write_language_model(const HubFolder& folder, const std::vector<std::string>& overrides, const fs::path& out,
                           const Report& report) {
   Config config;
   config.model = language_model_config(folder);
-  const fs::path tokenizer = folder.path() / "tokenizer.model";
-  const bool has_tokenizer = fs::exists(tokenizer);
-  config.data.tokenizer.kind = has_tokenizer ? TokenizerKind::sentencepiece : TokenizerKind::none;
-  if (has_tokenizer) config.data.tokenizer.model = tokenizer.string();
+  config.data.tokenizer = tokenizer_of(folder, report);
   change(config, overrides);
   validate(config);
   const auto model = import_language_model(folder, config.model);
-  if (has_tokenizer) prepare_text(config, RunFolder::text_path(out), report);
-  else
-    report("without a tokenizer: " + folder.path().string() +
-           " has no SentencePiece tokenizer.model, the only kind read here; programs that need text refuse the run");
+  if (config.data.tokenizer.kind != TokenizerKind::none) prepare_text(config, RunFolder::text_path(out), report);
   write_run(out, to_json(config), *model);
 }
 
@@ -70,9 +84,11 @@ void write_classifier(const HubFolder& folder, const std::vector<std::string>& o
   config.data.classes = class_names(folder);
   const fs::path preprocessor = folder.path() / "preprocessor_config.json";
   if (config.model.channels == 1 && fs::exists(preprocessor)) read_scale(HubSettings(preprocessor), config.data);
-  config.data.tokenizer.kind = TokenizerKind::none;
+  if (config.model.kind == ClassifierKind::text_classifier) config.data.tokenizer = tokenizer_of(folder, report);
   change(config, overrides);
   const auto model = import_classifier(folder, config.model);
+  make_text_folder(RunFolder::text_path(out));
+  keep_tokenizer(config.data.tokenizer, RunFolder::text_path(out));
   if (config.data.files.empty() && config.data.images.empty())
     report("without data: " + RunFolder::config_path(out).string() +
            " is to name the files to train and to validate on in its section \"data\"");

@@ -12,13 +12,13 @@ namespace switchyard::train {
 /// Writes an imported model as the folder of a run `out`: a configuration, changed by `overrides` ("key=value"), and
 /// the weights as the checkpoint of step 0.
 ///
-/// A language model gets the texts that data.files names (none: the text built into the program), tokenised. That needs
-/// a SentencePiece tokenizer.model beside the weights. Without it there is no text either, and whatever asks the run
-/// for its tokenizer gets an Error.
+/// The tokenizer of a model that reads text comes along: a SentencePiece tokenizer.model, or else a tokenizer.json that
+/// load_hub_tokenizer takes. Without either, whatever asks the run for its tokenizer gets an Error. A language model
+/// gets the texts that data.files names (none: the text built into the program), tokenised.
 ///
-/// An image classifier scales grey values as preprocessor_config.json says where there is one. Which images it sees is
-/// said by the keys of section `data`, with overrides or in the run's config.json afterwards; images that do not suit
-/// it are an Error once a program opens them.
+/// A classifier's data are named by the keys of section `data`, with overrides or in the run's config.json afterwards;
+/// what does not suit the model is an Error once a program opens them. Grey values are scaled as
+/// preprocessor_config.json says where there is one.
 ///
 /// `report` gets a line about each of these. Throws Error as the functions of models.h do, and where `out` is a run
 /// already.

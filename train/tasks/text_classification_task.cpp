@@ -3,7 +3,6 @@
 #include <boost/json/array.hpp>
 
 #include "core/error.h"
-#include "core/io/atomic_file.h"
 #include "train/sample.h"
 #include "train/text.h"
 
@@ -47,10 +46,7 @@ TextClassificationTask::Texts TextClassificationTask::read(const ClassifierConfi
         "\", expected at least two classes");
   const data::LabelledTexts validation =
       data::read_labelled_texts(paths_of(config.data.validation_files), training.classes);
-  std::error_code code;
-  fs::create_directories(folder, code);
-  check(!code, "text: ", folder.string(), ": cannot be made: ", code.message());
-  remove_abandoned_temporaries(folder);
+  make_text_folder(folder);
   make_tokenizer(config.data.tokenizer, corpus_of(training), folder);
   auto tokenizer = load_tokenizer(config.data.tokenizer, folder);
   report("texts: " + std::to_string(training.texts.size()) + " to train on, " +
