@@ -3,7 +3,7 @@
 //   build/cpu/bin/convert --model runs/demo-2026-03-01-142507 --out converted --config configs/d2dmoe-gpt.json
 //   build/cpu/bin/generate --run converted --tau 0.9 --prompt "The "
 //
-// Started again with the same arguments it goes on after the last phase that it finished. At the end it measures the
+// Started again with the same arguments it goes on from its last checkpoint. At the end it measures the
 // model at every setting of its gates: tools/plot.py sweep converted/sweep.json.
 #include <boost/json/array.hpp>
 #include <iostream>
@@ -62,7 +62,7 @@ int convert_and_report(const po::variables_map& given, const std::string& progra
   const std::string out = given["out"].as<std::string>();
   train::Conversion conversion(out, read_config(given), given["device"].as<std::string>(), say);
   if (!run_phases(conversion)) {
-    say("stopped; started again with the same arguments, " + program + " goes on after the last finished phase");
+    say("stopped; started again with the same arguments, " + program + " goes on from the last checkpoint");
     return 0;
   }
   conversion.measure();

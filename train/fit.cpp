@@ -74,14 +74,16 @@ void FitSteps::continue_after(std::int64_t step) {
   seconds_ = 0;
 }
 
-bool fit(const FitLoss& loss, const std::vector<nn::NamedParameter>& parameters, const FitOptions& options,
-         const std::function<void(const FitReport&)>& report, const std::function<bool()>& stop) {
+bool fit(FitSteps& steps, const FitLoss& loss, const std::function<void(const FitReport&)>& report,
+         const std::function<bool()>& stop, const std::function<void()>& save) {
+  const FitOptions& options = steps.options();
   check(options.log_every >= 1, "fit: log_every is ", options.log_every, ", expected at least 1");
-  FitSteps steps(parameters, options);
   while (steps.step() < options.steps) {
     if (stop()) return false;
     steps.advance(loss);
-    if (steps.step() % options.log_every == 0 || steps.step() == options.steps) report(steps.report());
+    const bool last = steps.step() == options.steps, saves = !last && due(steps.step(), options.checkpoint_every);
+    if (last || saves || due(steps.step(), options.log_every)) report(steps.report());  // throws where not finite
+    if (saves) save();
   }
   steps.optimizer().zero_grad();
   return true;

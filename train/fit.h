@@ -16,6 +16,7 @@ struct FitOptions {
   OptimizerConfig optimizer;
   double clip = 0;  ///< longest gradient (L2 norm over all parameters together); 0: any
   std::int64_t log_every = 10;
+  std::int64_t checkpoint_every = 0;  ///< 0: never
 };
 
 /// What happened since the report before.
@@ -26,6 +27,9 @@ struct FitReport {
   double learning_rate = 0;  ///< of the last step
   double seconds_per_step = 0;
 };
+
+/// Whether what is done every `every` steps is due after `step` of them; 0: never.
+inline bool due(std::int64_t step, std::int64_t every) { return every > 0 && step % every == 0; }
 
 /// The loss of step i = 0, 1, ..., a scalar that backward() is called on.
 using FitLoss = std::function<Variable(std::int64_t step)>;
@@ -43,6 +47,7 @@ class FitSteps {
   /// loss or the gradient is not finite.
   FitReport report();
 
+  const FitOptions& options() const { return options_; }
   nn::Optimizer& optimizer() { return *optimizer_; }
   /// Goes on after `step` steps, with an optimiser whose state was put back.
   void continue_after(std::int64_t step);
@@ -59,11 +64,11 @@ class FitSteps {
   double seconds_ = 0;  // since the last report
 };
 
-/// A plain training loop: gradients of `loss` for `parameters`, clipping, an optimiser step, `options.steps` times. It
-/// tells `report` after every `log_every` steps and the last; only then does it wait for the device. `stop` is asked
-/// before each step. Returns whether all steps were made. Deterministic, given the state of the default generators.
-/// Throws Error when the loss or the gradient is not finite.
-bool fit(const FitLoss& loss, const std::vector<nn::NamedParameter>& parameters, const FitOptions& options,
-         const std::function<void(const FitReport&)>& report, const std::function<bool()>& stop);
+/// A plain training loop: advances by `loss` up to `options.steps`. `stop` is asked before each step. `report` is told
+/// after every `log_every` steps, before `save` and after the last step; only then does the loop wait for the device.
+/// `save` is called after every `checkpoint_every` steps but the last. Returns whether all steps were made.
+/// Deterministic, given the state of the default generators. Throws Error when the loss or the gradient is not finite.
+bool fit(FitSteps& steps, const FitLoss& loss, const std::function<void(const FitReport&)>& report,
+         const std::function<bool()>& stop, const std::function<void()>& save = {});
 
 }  // namespace switchyard::train

@@ -9,8 +9,6 @@
 namespace switchyard::train {
 namespace {
 
-bool due(std::int64_t step, std::int64_t every) { return every > 0 && step % every == 0; }
-
 FitOptions fit_options(const TrainingConfig& training, const OptimizerConfig& optimizer) {
   return {training.steps, optimizer, training.clip, training.log_every};
 }

@@ -7,13 +7,9 @@
 #include "autograd/grad_mode.h"
 #include "core/profiler.h"
 #include "moe/statistics.h"
+#include "train/fit.h"
 
 namespace switchyard::train {
-namespace {
-
-bool due(std::int64_t step, std::int64_t every) { return every > 0 && step % every == 0; }
-
-}  // namespace
 
 Trainer::Trainer(const RunFolder& run, const Config& config, const TokenizedText& text, std::FILE* out)
     : run_(run), config_(config), text_(text), progress_(out), state_(config, text) {

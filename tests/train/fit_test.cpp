@@ -38,8 +38,10 @@ FitOptions gradient_descent(std::int64_t steps) {
 TEST(Fit, TakesTheStepsOfGradientDescent) {
   const Parabola parabola;
   std::vector<FitReport> reports;
-  const bool finished = fit([&](std::int64_t) { return parabola.loss(); }, parabola.named_parameters(),
-                            gradient_descent(6), [&](const FitReport& report) { reports.push_back(report); }, kNever);
+  FitSteps steps(parabola.named_parameters(), gradient_descent(6));
+  const bool finished = fit(
+      steps, [&](std::int64_t) { return parabola.loss(); }, [&](const FitReport& report) { reports.push_back(report); },
+      kNever);
   EXPECT_TRUE(finished);
   EXPECT_NEAR(parabola.x.item<float>(), 3 - 3 / 64.0, 1e-6);
   ASSERT_EQ(reports.size(), 2u);
@@ -54,17 +56,32 @@ TEST(Fit, TakesTheStepsOfGradientDescent) {
 TEST(Fit, StopsWhereItIsTold) {
   const Parabola parabola;
   std::int64_t calls = 0;
-  const bool finished = fit([&](std::int64_t) { return parabola.loss(); }, parabola.named_parameters(),
-                            gradient_descent(6), kSilent, [&] { return calls++ == 2; });
+  FitSteps steps(parabola.named_parameters(), gradient_descent(6));
+  const bool finished = fit(
+      steps, [&](std::int64_t) { return parabola.loss(); }, kSilent, [&] { return calls++ == 2; });
   EXPECT_FALSE(finished);
   EXPECT_NEAR(parabola.x.item<float>(), 3 - 3 / 4.0, 1e-6);
+}
+
+TEST(Fit, SavesOnItsWayAfterAReport) {
+  const Parabola parabola;
+  FitOptions options = gradient_descent(6);
+  options.checkpoint_every = 3;
+  FitSteps steps(parabola.named_parameters(), options);
+  std::vector<std::int64_t> reported, saved;
+  fit(
+      steps, [&](std::int64_t) { return parabola.loss(); },
+      [&](const FitReport& report) { reported.push_back(report.step); }, kNever,
+      [&] { saved.push_back(reported.back()); });
+  EXPECT_EQ(reported, (std::vector<std::int64_t>{3, 4, 6}));
+  EXPECT_EQ(saved, (std::vector<std::int64_t>{3}));  // there is nothing to go on with after the last
 }
 
 TEST(Fit, ALossThatIsNotFiniteEndsIt) {
   const Parabola parabola;
   const auto loss = [&](std::int64_t step) { return parabola.loss() * (step == 2 ? std::nan("") : 1.0); };
-  EXPECT_ERROR(fit(loss, parabola.named_parameters(), gradient_descent(6), kSilent, kNever),
-               "fit: the loss is nan in a step up to 4");
+  FitSteps steps(parabola.named_parameters(), gradient_descent(6));
+  EXPECT_ERROR(fit(steps, loss, kSilent, kNever), "fit: the loss is nan in a step up to 4");
 }
 
 /// The folder of a run of tiny_config().
@@ -115,7 +132,9 @@ TEST(LanguageModelTask, LearnsByFit) {
   options.clip = 1;
   options.optimizer.learning_rate = 0.01;
   task->model().train();
-  fit([&](std::int64_t) { return task->training_loss(); }, task->model().named_parameters(), options, kSilent, kNever);
+  FitSteps steps(task->model().named_parameters(), options);
+  fit(
+      steps, [&](std::int64_t) { return task->training_loss(); }, kSilent, kNever);
   EXPECT_LT(task->evaluate().loss, before - 0.05);
 }
 

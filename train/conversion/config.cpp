@@ -16,6 +16,8 @@ void describe_training(Schema& schema, ConversionTrainingConfig& training) {
   schema.integer("seed", training.seed, 0, INT64_MAX, "of the data's order, dropout, clusters and new weights");
   schema.number("clip", training.clip, 0, 1e9, "longest gradient (L2 norm over all parameters); 0: any");
   schema.integer("log_every", training.log_every, 1, kManySteps, "steps between progress and metrics lines");
+  schema.integer("checkpoint_every", training.checkpoint_every, 0, kManySteps,
+                 "steps between checkpoints within a phase; 0: none, a phase that is stopped starts over");
 }
 
 void describe_projections(Schema& schema, ProjectionsConfig& projections) {

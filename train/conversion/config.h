@@ -32,6 +32,7 @@ struct ConversionTrainingConfig {
   std::int64_t seed = 1;
   double clip = 1.0;
   std::int64_t log_every = 50;
+  std::int64_t checkpoint_every = 250;
 };
 
 struct ProjectionsConfig {

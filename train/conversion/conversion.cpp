@@ -60,11 +60,6 @@ RunFolder open_folder(const fs::path& folder, const ConversionConfig& config, co
   return RunFolder::open(folder);
 }
 
-/// What a finished phase left; none where it is not finished.
-std::optional<OpenCheckpoint> finished_phase(const fs::path& folder, PhaseKind phase, const Say& report) {
-  return latest_good(phase_path(folder, phase), report);
-}
-
 /// Configuration and device of the measurements at `path`; empty where there are none.
 json::object measured_with(const fs::path& path) {
   std::ifstream file(path, std::ios::binary);
@@ -74,25 +69,33 @@ json::object measured_with(const fs::path& path) {
   return {{"config", sweep.at("config")}, {"device", sweep.at("device")}};
 }
 
-/// Brings `task` to where the finished phases of a conversion have brought it, and returns the last one's checkpoint
-/// and how many there are.
-std::pair<std::optional<OpenCheckpoint>, std::size_t> continue_from(const fs::path& folder,
-                                                                    const ConversionConfig& config, Task& task,
-                                                                    const Say& report) {
+/// How far a conversion has come.
+struct Progress {
+  std::vector<json::object> results;         ///< of the finished phases
+  std::int64_t steps = 0;                    ///< theirs
+  std::optional<OpenCheckpoint> unfinished;  ///< what the phase after them saved on its way
+};
+
+/// Brings `task` to where the finished phases of a conversion have brought it.
+Progress continue_from(const fs::path& folder, const ConversionConfig& config, Task& task, const Say& report) {
+  Progress progress;
   std::optional<OpenCheckpoint> last;
-  std::size_t finished = 0;
   for (const PhaseKind phase : config.phases) {
-    auto checkpoint = finished_phase(folder, phase, report);
-    if (!checkpoint) break;
+    auto checkpoint = latest_good(phase_path(folder, phase), report);
+    if (!checkpoint || !checkpoint->state.contains("results")) {
+      progress.unfinished = std::move(checkpoint);
+      break;
+    }
     phase_of(phase).reshape(task, config);
+    progress.results.push_back(state_section(*checkpoint, "results"));
     last = std::move(checkpoint);
-    ++finished;
   }
   if (last) {
     load_tensors(last->model, state_tensors(task.model()));
-    task.restore(last->state.at("data").as_object());
+    task.restore(state_section(*last, "data"));
+    progress.steps = last->step;
   }
-  return {std::move(last), finished};
+  return progress;
 }
 
 }  // namespace
@@ -112,15 +115,16 @@ Conversion::Conversion(const fs::path& folder, const ConversionConfig& config, c
       task_(open_task(config.model, {device, config.training.batch, static_cast<std::uint64_t>(config.training.seed)},
                       say_)) {
   task_->model().eval();
-  auto [last, finished] = continue_from(folder_, config_, *task_, say_);
-  finished_ = finished;
-  if (last) steps_ = last->step;
-  metrics_.emplace(lock_.metrics_path(), steps_);
+  Progress progress = continue_from(folder_, config_, *task_, say_);
+  results_ = std::move(progress.results);
+  steps_ = progress.steps;
+  unfinished_ = std::move(progress.unfinished);
+  metrics_.emplace(lock_.metrics_path(), unfinished_ ? unfinished_->step : steps_);
 }
 
 bool Conversion::run(const std::function<bool()>& stop) {
-  for (; finished_ < config_.phases.size(); ++finished_) {
-    const PhaseKind phase = config_.phases[finished_];
+  while (results_.size() < config_.phases.size()) {
+    const PhaseKind phase = config_.phases[results_.size()];
     // As after a restart, so that it makes no difference: random numbers from the beginning, a memory that is empty.
     seed_all(static_cast<std::uint64_t>(config_.training.seed));
     task_->restore(task_->state());
@@ -131,7 +135,8 @@ bool Conversion::run(const std::function<bool()>& stop) {
       metrics_->write(steps_ + step, line);
       steps = step;
     };
-    PhaseContext context{*task_, config_, say_, record, stop};
+    PhaseContext context{*task_, config_, phase_path(folder_, phase), steps_, std::exchange(unfinished_, {}), say_,
+                         record, stop};
     std::optional<json::object> results = phase_of(phase).run(context);
     if (!results) return false;
     record(steps, {{"results", *results}});
@@ -139,6 +144,7 @@ bool Conversion::run(const std::function<bool()>& stop) {
     steps_ += steps;
     save_checkpoint(phase_path(folder_, phase),
                     {steps_, state_tensors(task_->model()), {}, {{"data", task_->state()}, {"results", *results}}}, 1);
+    results_.push_back(std::move(*results));
   }
   return true;
 }
@@ -167,15 +173,14 @@ void Conversion::measure() {
 }
 
 std::optional<json::object> Conversion::results(PhaseKind phase) const {
-  const auto checkpoint = finished_phase(folder_, phase, [](const std::string&) {});
-  if (!checkpoint) return std::nullopt;
-  return checkpoint->state.at("results").as_object();
+  for (std::size_t i = 0; i < results_.size(); ++i)
+    if (config_.phases[i] == phase) return results_[i];
+  return std::nullopt;
 }
 
 std::string Conversion::summary() const {
   std::string text;
-  for (const PhaseKind phase : config_.phases)
-    if (const auto found = results(phase)) text += phase_of(phase).summary(*found);
+  for (std::size_t i = 0; i < results_.size(); ++i) text += phase_of(config_.phases[i]).summary(results_[i]);
   return text;
 }
 
@@ -185,7 +190,7 @@ std::unique_ptr<Task> load_converted(const fs::path& folder, const TaskOptions& 
   if (original.batch == 0) original.batch = config.training.batch;
   auto task = open_task(config.model, original, report);
   task->model().eval();
-  const bool any = continue_from(folder, config, *task, report).first.has_value();
+  const bool any = !continue_from(folder, config, *task, report).results.empty();
   check(any, "conversion: ", folder.string(), ": no phase of it is finished");
   return task;
 }

@@ -17,19 +17,21 @@
 ///   metrics.jsonl   progress of the phases; steps count on from phase to phase
 ///   sweep.json      what the model is worth and costs at every setting of its gates; see sweep.h
 ///   compute_map.json    what some tokens of the validation data cost; see compute_map.h
-///   <phase>/        a checkpoint (see checkpoint.h) of the model as that phase left it, and the phase's results
+///   <phase>/        a checkpoint (see checkpoint.h) of the model as that phase left it, with the phase's results; of a
+///                   phase that is not finished, one of what it is training
 namespace switchyard::train {
 
 /// A conversion in progress.
 class Conversion {
  public:
-  /// Makes `folder` where it is missing, or opens it to go on after its last finished phase. Lines for people go to
+  /// Makes `folder` where it is missing, or opens it to go on from its last checkpoint. Lines for people go to
   /// `say`. Throws Error when `folder` holds something else, or a conversion of another model or configuration.
   Conversion(const std::filesystem::path& folder, const ConversionConfig& config, const std::string& device,
              std::function<void(const std::string&)> say);
 
-  /// Runs the phases that are not finished. `stop` is asked between steps: a phase that is stopped starts over next
-  /// time. The result is the same, on the CPU to the bit, however often that happens. Returns whether all are finished.
+  /// Runs the phases that are not finished. `stop` is asked between steps: a phase that is stopped goes on from its
+  /// last checkpoint next time. The result is the same, on the CPU to the bit, however often that happens. Returns
+  /// whether all are finished.
   bool run(const std::function<bool()>& stop);
 
   /// Measures the model, as the last finished phase left it, at every setting of the section `sweep`, beside the dense
@@ -52,9 +54,10 @@ class Conversion {
   std::function<void(const std::string&)> say_;
   RunFolder lock_;
   std::unique_ptr<Task> task_;
-  std::optional<MetricsLog> metrics_;  // opened once it is known how many steps are done
-  std::int64_t steps_ = 0;             // of the finished phases
-  std::size_t finished_ = 0;           // phases
+  std::optional<MetricsLog> metrics_;         // opened once it is known how many steps are done
+  std::vector<boost::json::object> results_;  // of the finished phases
+  std::int64_t steps_ = 0;                    // theirs
+  std::optional<OpenCheckpoint> unfinished_;  // of the phase to go on with
 };
 
 /// The run that a conversion of `model`, a run or a conversion itself, goes back to.

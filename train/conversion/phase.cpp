@@ -7,6 +7,36 @@
 #include "train/progress.h"
 
 namespace switchyard::train {
+namespace {
+
+NamedTensors tensors_of(const std::vector<nn::NamedParameter>& parameters) {
+  NamedTensors tensors;
+  for (const nn::NamedParameter& p : parameters) tensors.emplace_back(p.name, p.variable.data());
+  return tensors;
+}
+
+/// Saves a phase on its way, so that continue_from() brings it back to here.
+void save(const PhaseContext& context, const NamedTensors& parameters, FitSteps& steps) {
+  const Device device = parameters.at(0).second.device();
+  save_checkpoint(context.folder,
+                  {context.steps_before + steps.step(),
+                   parameters,
+                   steps.optimizer().state_tensors(),
+                   {{"data", context.task.state()}, {"generator", to_json(default_generator(device).state())}}},
+                  1);
+  context.task.restore(context.task.state());  // a segment memory, which is not saved, starts empty here in either case
+}
+
+void continue_from(const OpenCheckpoint& checkpoint, const PhaseContext& context, const NamedTensors& parameters,
+                   FitSteps& steps) {
+  load_tensors(checkpoint.model, parameters);
+  load_tensors(checkpoint.optimizer, steps.optimizer().state_tensors());
+  context.task.restore(state_section(checkpoint, "data"));
+  default_generator(parameters.at(0).second.device()).set_state(saved_generator(checkpoint));
+  steps.continue_after(checkpoint.step - context.steps_before);
+}
+
+}  // namespace
 
 std::string_view name_of(PhaseKind kind) { return names_of(kind)[static_cast<std::size_t>(kind)]; }
 
@@ -30,6 +60,14 @@ bool fit_phase(PhaseContext& context, PhaseKind kind, const FitLoss& loss,
   options.optimizer = optimizer;
   options.clip = context.config.training.clip;
   options.log_every = context.config.training.log_every;
+  options.checkpoint_every = context.config.training.checkpoint_every;
+  FitSteps fit_steps(parameters, options);
+  const NamedTensors tensors = tensors_of(parameters);
+  if (context.unfinished) {
+    continue_from(*context.unfinished, context, tensors, fit_steps);
+    context.say(format("%s  goes on after step %lld", std::string(name_of(kind)).c_str(),
+                       static_cast<long long>(fit_steps.step())));
+  }
   const std::int64_t tokens = tokens_per_step > 0 ? tokens_per_step : context.task.tokens_per_batch();
   const auto report = [&](const FitReport& now) {
     const double rate = static_cast<double>(tokens) / now.seconds_per_step;
@@ -42,7 +80,7 @@ bool fit_phase(PhaseContext& context, PhaseKind kind, const FitLoss& loss,
                               {"learning_rate", now.learning_rate},
                               {"tokens_per_second", rate}});
   };
-  return fit(loss, parameters, options, report, context.stop);
+  return fit(fit_steps, loss, report, context.stop, [&] { save(context, tensors, fit_steps); });
 }
 
 boost::json::object to_json(const Score& score) {

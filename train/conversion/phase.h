@@ -1,10 +1,12 @@
 #pragma once
 
 #include <boost/json/object.hpp>
+#include <filesystem>
 #include <functional>
 #include <optional>
 #include <string>
 
+#include "train/checkpoint.h"
 #include "train/conversion/config.h"
 #include "train/fit.h"
 #include "train/task.h"
@@ -15,10 +17,17 @@ namespace switchyard::train {
 struct PhaseContext {
   Task& task;  ///< whose model is as the phase before left it
   const ConversionConfig& config;
+  std::filesystem::path folder;              ///< for the checkpoints of this phase
+  std::int64_t steps_before = 0;             ///< those of the phases before
+  std::optional<OpenCheckpoint> unfinished;  ///< where this phase goes on, if it was stopped
   std::function<void(const std::string& line)> say;
   /// Adds a line of metrics for a step of this phase.
   std::function<void(std::int64_t step, const boost::json::object& values)> record;
   std::function<bool()> stop;  ///< asked between steps
+
+  /// Whether step `step` begins anew, as if the phase had been stopped and went on here. What a loss keeps of the steps
+  /// before it is to be forgotten then.
+  bool begins_anew(std::int64_t step) const { return step == 0 || due(step, config.training.checkpoint_every); }
 };
 
 /// One phase of a conversion, as functions of the model that it turns into another.
@@ -44,7 +53,8 @@ extern const Phase kProjectionsPhase, kSparsifyPhase, kExpertsPhase, kRoutersPha
 std::vector<nn::TransformerBlock*> blocks_of(Task& task);
 
 /// fit() of a phase: every report becomes a line of progress and one of metrics. `tokens_per_step` is for these; 0: a
-/// whole batch. Returns whether all steps were made.
+/// whole batch. Saves itself every training.checkpoint_every steps, and goes on from there when the phase was stopped;
+/// whether it was makes no difference. `parameters` are all that learns. Returns whether all steps were made.
 bool fit_phase(PhaseContext& context, PhaseKind kind, const FitLoss& loss,
                const std::vector<nn::NamedParameter>& parameters, std::int64_t steps, const OptimizerConfig& optimizer,
                std::int64_t tokens_per_step = 0);

@@ -47,8 +47,8 @@ std::optional<json::object> run(PhaseContext& context) {
     tutor.normalize();
   }
   std::int64_t next = 0, rows = 0;  // of the batch that went through the model last
-  const auto loss = [&](std::int64_t) {
-    if (next == rows) {
+  const auto loss = [&](std::int64_t step) {
+    if (next == rows || context.begins_anew(step)) {
       task.run_training_batch();
       next = 0;
       rows = tutor.rows();
