@@ -18,8 +18,8 @@ constexpr std::int64_t kWidth = 768, kHidden = 3072;
 
 moe::ExpertWeights random_experts(std::int64_t experts) {
   moe::ExpertWeights weights;
-  weights.w1 = normal({experts, kWidth, kHidden / experts});
-  weights.w2 = normal({experts, kHidden / experts, kWidth});
+  weights.up = normal({experts, kWidth, kHidden / experts});
+  weights.down = normal({experts, kHidden / experts, kWidth});
   return weights;
 }
 

@@ -32,9 +32,9 @@ struct Case {
 
 moe::DynamicFeedForward random_layer(std::int64_t experts) {
   moe::ExpertWeights weights;
-  weights.w1 = random_tensor({experts, kWidth, kHidden / experts});
-  weights.b1 = random_tensor({experts, kHidden / experts});
-  weights.w2 = random_tensor({experts, kHidden / experts, kWidth});
+  weights.up = random_tensor({experts, kWidth, kHidden / experts});
+  weights.up_bias = random_tensor({experts, kHidden / experts});
+  weights.down = random_tensor({experts, kHidden / experts, kWidth});
   return moe::DynamicFeedForward(weights, ops::Activation::relu);
 }
 

@@ -4,13 +4,19 @@
 
 namespace switchyard::ops {
 
-/// The weights of a layer of experts; each but up and down may be undefined.
+/// The weights of a layer of E experts of S neurons each; each tensor but up and down may be undefined.
 struct ExpertLayer {
   Tensor up;         ///< [E, D, S]
   Tensor up_bias;    ///< [E, S]
   Tensor gate;       ///< [E, D, S]: the experts are gated linear units
   Tensor gate_bias;  ///< [E, S]
   Tensor down;       ///< [E, S, M]
+
+  std::int64_t experts() const { return up.size(0); }
+  std::int64_t width() const { return up.size(1); }
+  std::int64_t expert_width() const { return up.size(2); }
+  std::int64_t output_width() const { return down.size(2); }
+  bool gated() const { return gate.defined(); }
 };
 
 /// The experts that a mask chooses for every token n, forward only:

@@ -25,12 +25,12 @@ void check_tensor(const char* name, const Tensor& tensor, const Shape& shape, DT
 }
 
 const ExpertWeights& checked(const ExpertWeights& weights) {
-  check(weights.w1.defined() && weights.w1.rank() == 3, "DynamicFeedForward: w1 must be [E, D, S]");
-  check(weights.w2.defined() && weights.w2.rank() == 3, "DynamicFeedForward: w2 must be [E, S, output width]");
+  check(weights.up.defined() && weights.up.rank() == 3, "DynamicFeedForward: up must be [E, D, S]");
+  check(weights.down.defined() && weights.down.rank() == 3, "DynamicFeedForward: down must be [E, S, output width]");
   const std::int64_t experts = weights.experts(), neurons = weights.expert_width(), output = weights.output_width();
-  const DType dtype = weights.w1.dtype();
-  check_tensor("w2", weights.w2, {experts, neurons, output}, dtype, true);
-  check_tensor("b1", weights.b1, {experts, neurons}, dtype, false);
+  const DType dtype = weights.up.dtype();
+  check_tensor("down", weights.down, {experts, neurons, output}, dtype, true);
+  check_tensor("up_bias", weights.up_bias, {experts, neurons}, dtype, false);
   check_tensor("gate", weights.gate, {experts, weights.width(), neurons}, dtype, false);
   check_tensor("gate_bias", weights.gate_bias, {experts, neurons}, dtype, false);
   check(weights.gated() || !weights.gate_bias.defined(), "DynamicFeedForward: gate_bias is given without a gate");
@@ -58,13 +58,13 @@ DynamicFeedForward::DynamicFeedForward(const ExpertWeights& weights, Activation 
   const auto by_neuron = [&](const char* name, const Tensor& weight) {
     return parameter(name, weight.defined() ? weight.transpose(1, 2).contiguous() : weight, true);
   };
-  w1_ = by_neuron("w1", weights.w1);
-  b1_ = parameter("b1", weights.b1, false);
+  w1_ = by_neuron("w1", weights.up);
+  b1_ = parameter("b1", weights.up_bias, false);
   gate_weight_ = by_neuron("gate", weights.gate);
   gate_bias_ = parameter("gate_bias", weights.gate_bias, false);
-  w2_ = parameter("w2", weights.w2, true);
+  w2_ = parameter("w2", weights.down, true);
   last_bias_ = parameter("last_bias", weights.last_bias, false);
-  router_.to(weights.w1.dtype());
+  router_.to(weights.up.dtype());
   register_module("router", router_);
 }
 
@@ -105,9 +105,7 @@ Variable DynamicFeedForward::output_of(const Variable& hidden) const {
 
 Variable DynamicFeedForward::run(const Variable& rows, const Tensor& mask, const Variable& gates) const {
   if (!grad_enabled() && !gates.defined()) {
-    const ExpertWeights own = weights();
-    const ops::ExpertLayer layer{own.w1, own.b1, own.gate, own.gate_bias, own.w2};
-    return completed(Variable(ops::masked_feed_forward(rows.data(), layer, mask, activation_)), rows);
+    return completed(Variable(ops::masked_feed_forward(rows.data(), weights(), mask, activation_)), rows);
   }
   const bool densely = w1_.size(1) < kFewNeurons && rows.size(0) > kFewTokens;
   return completed(densely ? run_densely(rows, mask, gates) : run_by_expert(rows, mask, gates), rows);
@@ -144,11 +142,11 @@ void DynamicFeedForward::set_gate(const Gate& gate) {
 
 ExpertWeights DynamicFeedForward::weights() const {
   ExpertWeights weights;
-  weights.w1 = w1_.data().transpose(1, 2);
-  weights.b1 = data_or_none(b1_);
+  weights.up = w1_.data().transpose(1, 2);
+  weights.up_bias = data_or_none(b1_);
   if (gate_weight_.defined()) weights.gate = gate_weight_.data().transpose(1, 2);
   weights.gate_bias = data_or_none(gate_bias_);
-  weights.w2 = w2_.data();
+  weights.down = w2_.data();
   weights.last_bias = data_or_none(last_bias_);
   weights.residual = residual_;
   return weights;

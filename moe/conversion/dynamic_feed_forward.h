@@ -12,13 +12,13 @@ namespace switchyard::moe {
 
 /// A dense feed-forward, or the stand-in for a projection of attention, that was split into experts, of which each
 /// token runs those that its router expects to matter (Szatkowski et al., 2024, arXiv 2310.04361):
-///   y = sum over the chosen e of activation(x w1_e + b1_e) w2_e, plus last_bias once; GLU and the residual connection
-/// as in ExpertWeights.
+///   y = sum over the chosen e of activation(x up_e + up_bias_e) down_e, plus last_bias once; GLU and the residual
+/// connection as in ExpertWeights.
 /// Chosen experts count in full: scores decide, they do not weight. So all experts together are the dense layer, and
 /// the choice carries no gradient; routers are trained by themselves (router_training.h). The cost follows the experts
-/// really run. Parameters w1, b1, gate, gate_bias, w2, last_bias, as far as there are any, and router.*. w1 and gate
-/// are [E, S, D]: so one layout, a row of weights for each neuron, serves all experts as a dense layer and single
-/// experts.
+/// really run. Parameters w1, b1, gate, gate_bias, w2, last_bias (ExpertWeights' up, up_bias, gate, gate_bias, down,
+/// last_bias), as far as there are any, and router.*. w1 and gate are [E, S, D]: so one layout, a row of weights for
+/// each neuron, serves all experts as a dense layer and single experts.
 class DynamicFeedForward : public nn::FeedForwardLayer {
  public:
   /// The weights become the layer's parameters, uncopied where they lie on the default device in that layout. Of

@@ -29,7 +29,7 @@ Tensor hidden_of(const Tensor& rows, const ExpertWeights& weights, ops::Activati
     const Tensor flat_bias = bias.defined() ? bias.to(rows.dtype()).reshape({neurons}) : bias;
     return ops::linear(rows, matrix, flat_bias, ops::compute_dtype(rows.dtype()), function);
   };
-  Tensor hidden = product(weights.w1, weights.b1, weights.gated() ? ops::Activation::identity : activation);
+  Tensor hidden = product(weights.up, weights.up_bias, weights.gated() ? ops::Activation::identity : activation);
   if (weights.gated()) hidden = ops::multiply(product(weights.gate, weights.gate_bias, activation), hidden);
   return hidden.view({rows.size(0), experts, weights.expert_width()});
 }
@@ -57,7 +57,7 @@ Tensor gram_blocks(const ExpertWeights& weights, DType dtype) {
   std::int64_t together = std::max<std::int64_t>(1, std::min(experts, kGramRows / neurons));
   while (experts % together != 0) --together;
   const std::int64_t rows = together * neurons;
-  const Tensor w2 = weights.w2.to(dtype).reshape({experts / together, rows, weights.output_width()});
+  const Tensor w2 = weights.down.to(dtype).reshape({experts / together, rows, weights.output_width()});
   std::vector<double> own(static_cast<std::size_t>(rows * rows));
   for (std::int64_t i = 0; i < rows; ++i)
     for (std::int64_t j = 0; j < rows; ++j) own[static_cast<std::size_t>(i * rows + j)] = i / neurons == j / neurons;

@@ -83,11 +83,8 @@ ExpertWeights split_into_experts(const DenseWeights& dense, const Tensor& labels
   const auto biases = [&](const Tensor& bias) {
     return bias.defined() ? grouped(bias.unsqueeze(1)).squeeze(2) : Tensor{};
   };
-  return {columns(dense.up),
-          biases(dense.up_bias),
-          columns(dense.gate),
-          biases(dense.gate_bias),
-          grouped(dense.down.transpose(0, 1)),
+  return {{columns(dense.up), biases(dense.up_bias), columns(dense.gate), biases(dense.gate_bias),
+           grouped(dense.down.transpose(0, 1))},
           dense.down_bias.defined() ? dense.down_bias.clone() : Tensor{},
           dense.residual};
 }

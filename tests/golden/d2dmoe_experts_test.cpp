@@ -48,9 +48,9 @@ Tensor mask_of(const Tensor& routing) { return routing.to(DType::boolean); }
 
 ExpertWeights plain_weights(const Run& run, bool last_bias) {
   ExpertWeights weights;
-  weights.w1 = run.number("param.w1");
-  weights.b1 = run.number("param.b1");
-  weights.w2 = run.number("param.w2");
+  weights.up = run.number("param.w1");
+  weights.up_bias = run.number("param.b1");
+  weights.down = run.number("param.w2");
   if (last_bias) weights.last_bias = run.number("param.last_bias").select(0, 0).clone();
   return weights;
 }
@@ -58,11 +58,11 @@ ExpertWeights plain_weights(const Run& run, bool last_bias) {
 ExpertWeights gated_weights(const Run& run, bool bias) {
   ExpertWeights weights;
   weights.gate = run.number("glu.param.gate");
-  weights.w1 = run.number("glu.param.up");
-  weights.w2 = run.number("glu.param.down");
+  weights.up = run.number("glu.param.up");
+  weights.down = run.number("glu.param.down");
   if (!bias) return weights;
   weights.gate_bias = run.number("glu.param.bias_gate").squeeze(1);
-  weights.b1 = run.number("glu.param.bias_up").squeeze(1);
+  weights.up_bias = run.number("glu.param.bias_up").squeeze(1);
   return weights;
 }
 

@@ -23,8 +23,8 @@ std::vector<Row> rows_of(const File& file) {
 moe::DynamicFeedForward layer_of(Row& row) {
   const auto size = [&row](const char* name) { return static_cast<std::int64_t>(row.at(name)); };
   moe::ExpertWeights weights;
-  weights.w1 = Tensor::zeros({size("E"), size("D"), size("S")});
-  weights.w2 = Tensor::zeros({size("E"), size("S"), size("D")});
+  weights.up = Tensor::zeros({size("E"), size("D"), size("S")});
+  weights.down = Tensor::zeros({size("E"), size("S"), size("D")});
   weights.last_bias = Tensor::zeros({size("D")});
   moe::NormRouterOptions router;
   router.hidden = size("width");

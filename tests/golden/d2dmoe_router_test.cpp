@@ -33,9 +33,9 @@ struct Converted {
 
   Converted(const File& file, DType dtype) : x(file.tensor("x", dtype)) {
     ExpertWeights weights;
-    weights.w1 = file.tensor("param.w1", dtype);
-    weights.b1 = file.tensor("param.b1", dtype);
-    weights.w2 = file.tensor("param.w2", dtype);
+    weights.up = file.tensor("param.w1", dtype);
+    weights.up_bias = file.tensor("param.b1", dtype);
+    weights.down = file.tensor("param.w2", dtype);
     weights.last_bias = file.tensor("param.last_bias", dtype).select(0, 0).clone();
     layer = std::make_unique<DynamicFeedForward>(weights, kActivation, options_of(file));
     for (const auto& parameter : layer->router().named_parameters())

@@ -43,10 +43,10 @@ Tensor all_experts(const Tensor& x, const ExpertWeights& weights, ops::Activatio
   const auto hidden = [&](const Tensor& w, const Tensor& bias, ops::Activation act) {
     return ops::expert_matmul(x, w, bias, {}, plan, {ops::Rows::token, ops::Rows::pair, act});
   };
-  Tensor neurons =
-      hidden(weights.gated() ? weights.gate : weights.w1, weights.gated() ? weights.gate_bias : weights.b1, activation);
-  if (weights.gated()) neurons = ops::multiply(neurons, hidden(weights.w1, weights.b1, ops::Activation::identity));
-  const Tensor y = ops::expert_matmul(neurons, weights.w2, {}, {}, plan, {ops::Rows::pair, ops::Rows::token});
+  Tensor neurons = hidden(weights.gated() ? weights.gate : weights.up,
+                          weights.gated() ? weights.gate_bias : weights.up_bias, activation);
+  if (weights.gated()) neurons = ops::multiply(neurons, hidden(weights.up, weights.up_bias, ops::Activation::identity));
+  const Tensor y = ops::expert_matmul(neurons, weights.down, {}, {}, plan, {ops::Rows::pair, ops::Rows::token});
   return weights.last_bias.defined() ? ops::add(y, weights.last_bias) : y;
 }
 
@@ -84,16 +84,16 @@ std::string check_file(const File& file) {
     comparison.forward("glu.kmeans_input", moe::neuron_features(gated), file.tensor("glu.kmeans_input"));
 
     const ExpertWeights experts = moe::split_into_experts(dense, labels, file.integer("E"));
-    expect_equal("w1", experts.w1, file.tensor("experts.w1"));
-    expect_equal("b1", experts.b1, file.tensor("experts.b1"));
-    expect_equal("w2", experts.w2, file.tensor("experts.w2"));
+    expect_equal("w1", experts.up, file.tensor("experts.w1"));
+    expect_equal("b1", experts.up_bias, file.tensor("experts.b1"));
+    expect_equal("w2", experts.down, file.tensor("experts.w2"));
     expect_equal("last_bias", experts.last_bias.unsqueeze(0), file.tensor("experts.last_bias"));
     for (const char* activation : {"relu", "gelu"}) check_outputs(file, comparison, "", dense, experts, activation);
 
     const ExpertWeights gated_experts = moe::split_into_experts(gated, labels, file.integer("E"));
-    expect_equal("glu.up", gated_experts.w1, file.tensor("glu.experts.up"));
+    expect_equal("glu.up", gated_experts.up, file.tensor("glu.experts.up"));
     expect_equal("glu.gate", gated_experts.gate, file.tensor("glu.experts.gate"));
-    expect_equal("glu.down", gated_experts.w2, file.tensor("glu.experts.down"));
+    expect_equal("glu.down", gated_experts.down, file.tensor("glu.experts.down"));
     check_outputs(file, comparison, "glu.", gated, gated_experts, "relu");
     worst[std::string(name_of(dtype))] = comparison.worst();
   }

@@ -23,9 +23,9 @@ constexpr std::int64_t kWidth = 6, kExperts = 5, kNeurons = 3, kOutput = 7;
 
 ExpertWeights random_weights(bool gated, DType dtype = DType::f64) {
   ExpertWeights weights;
-  weights.w1 = random_tensor({kExperts, kWidth, kNeurons}, 1, dtype);
-  weights.b1 = random_tensor({kExperts, kNeurons}, 2, dtype);
-  weights.w2 = random_tensor({kExperts, kNeurons, kOutput}, 3, dtype);
+  weights.up = random_tensor({kExperts, kWidth, kNeurons}, 1, dtype);
+  weights.up_bias = random_tensor({kExperts, kNeurons}, 2, dtype);
+  weights.down = random_tensor({kExperts, kNeurons, kOutput}, 3, dtype);
   weights.last_bias = random_tensor({kOutput}, 4, dtype);
   if (!gated) return weights;
   weights.gate = random_tensor({kExperts, kWidth, kNeurons}, 5, dtype);
@@ -44,11 +44,11 @@ Tensor naive(const Tensor& rows, const ExpertWeights& weights, const Tensor& mas
     double sum = element(weights.last_bias, {at[1]});
     for (std::int64_t e = 0; e < kExperts; ++e)
       for (std::int64_t s = 0; s < kNeurons && element(mask, {at[0], e}) != 0; ++s) {
-        const double up = product(weights.w1, weights.b1, at[0], e, s);
+        const double up = product(weights.up, weights.up_bias, at[0], e, s);
         const double hidden = weights.gated()
                                   ? std::max(0.0, product(weights.gate, weights.gate_bias, at[0], e, s)) * up
                                   : std::max(0.0, up);
-        sum += hidden * element(weights.w2, {e, s, at[1]});
+        sum += hidden * element(weights.down, {e, s, at[1]});
       }
     return sum;
   });
@@ -92,7 +92,7 @@ TEST(DynamicFeedForward, AnObserverSeesItsRows) {
 
 TEST(DynamicFeedForward, ExpertsThatAreNotChosenDoNotRun) {
   ExpertWeights weights = random_weights(false);
-  for (const Tensor& tensor : {weights.w1, weights.b1, weights.w2}) tensor.select(0, 2).fill(NAN);
+  for (const Tensor& tensor : {weights.up, weights.up_bias, weights.down}) tensor.select(0, 2).fill(NAN);
   const DynamicFeedForward layer(weights, Activation::relu);
   const Tensor mask = Tensor::full({4, kExperts}, 1, DType::boolean);
   mask.select(1, 2).fill(0);
@@ -108,7 +108,7 @@ TEST(DynamicFeedForward, ExpertsThatAreNotChosenDoNotRun) {
 
 TEST(DynamicFeedForward, AResidualIsAddedWithAndWithoutGradients) {
   ExpertWeights weights = random_weights(false);
-  weights.w2 = random_tensor({kExperts, kNeurons, kWidth}, 3);
+  weights.down = random_tensor({kExperts, kNeurons, kWidth}, 3);
   weights.last_bias = random_tensor({kWidth}, 4);
   const DynamicFeedForward plain(weights, Activation::relu);
   weights.residual = true;
@@ -212,9 +212,9 @@ TEST(DynamicFeedForward, Errors) {
   EXPECT_ERROR(layer.set_gate({GateMode::topk, 6}), "gate topk: k is 6, expected 1 to the 5 experts");
   EXPECT_ERROR(layer.forward(Variable(Tensor::zeros({1, 2, 5}))),
                "DynamicFeedForward: x must be [B, T, 6], got [1, 2, 5]");
-  weights.b1 = Tensor::zeros({kExperts, 4}, DType::f64);
+  weights.up_bias = Tensor::zeros({kExperts, 4}, DType::f64);
   EXPECT_ERROR(DynamicFeedForward(weights, Activation::relu),
-               "DynamicFeedForward: b1 is f64 [5, 4], expected f64 [5, 3]");
+               "DynamicFeedForward: up_bias is f64 [5, 4], expected f64 [5, 3]");
   weights = random_weights(true);
   weights.gate = {};
   EXPECT_ERROR(DynamicFeedForward(weights, Activation::relu), "gate_bias is given without a gate");

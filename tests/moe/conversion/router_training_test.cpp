@@ -21,9 +21,9 @@ using testing::tensor_of;
 
 ExpertWeights random_weights(bool gated) {
   ExpertWeights weights;
-  weights.w1 = random_tensor({5, 6, 3}, 1);
-  weights.b1 = random_tensor({5, 3}, 2);
-  weights.w2 = random_tensor({5, 3, 7}, 3);
+  weights.up = random_tensor({5, 6, 3}, 1);
+  weights.up_bias = random_tensor({5, 3}, 2);
+  weights.down = random_tensor({5, 3, 7}, 3);
   if (gated) {
     weights.gate = random_tensor({5, 6, 3}, 4);
     weights.gate_bias = random_tensor({5, 3}, 5);
@@ -40,7 +40,7 @@ double neuron(const Tensor& rows, const ExpertWeights& weights, std::int64_t row
     for (std::int64_t d = 0; d < rows.size(1); ++d) sum += element(rows, {row, d}) * element(weight, {e, d, s});
     return sum;
   };
-  const double up = product(weights.w1, weights.b1);
+  const double up = product(weights.up, weights.up_bias);
   return weights.gated() ? relu(product(weights.gate, weights.gate_bias)) * up : relu(up);
 }
 
@@ -53,7 +53,7 @@ TEST(RouterTargets, NormsOfEachExpertsOutput) {
       for (std::int64_t m = 0; m < 7; ++m) {
         double out = 0;
         for (std::int64_t s = 0; s < 3; ++s)
-          out += neuron(rows, weights, at[0], at[1], s) * element(weights.w2, {at[1], s, m});
+          out += neuron(rows, weights, at[0], at[1], s) * element(weights.down, {at[1], s, m});
         square += out * out;
       }
       return std::sqrt(square);
@@ -67,15 +67,15 @@ TEST(RouterTargets, NormsOfEachExpertsOutput) {
 TEST(RouterTargets, NormsAreThoseOfTheExpertsOutputsAtEverySize) {
   for (const auto& [experts, neurons] : {std::pair<std::int64_t, std::int64_t>{48, 4}, {7, 24}, {3, 100}}) {
     ExpertWeights weights;
-    weights.w1 = random_tensor({experts, 16, neurons}, 1, DType::bf16);
-    weights.b1 = random_tensor({experts, neurons}, 2, DType::bf16);
-    weights.w2 = random_tensor({experts, neurons, 9}, 3, DType::bf16);
+    weights.up = random_tensor({experts, 16, neurons}, 1, DType::bf16);
+    weights.up_bias = random_tensor({experts, neurons}, 2, DType::bf16);
+    weights.down = random_tensor({experts, neurons, 9}, 3, DType::bf16);
     const Tensor rows = random_tensor({33, 16}, 4, DType::bf16), x = rows.to(DType::f64);
     const Tensor expected = Tensor::empty({33, experts}, DType::f64, rows.device());
     for (std::int64_t e = 0; e < experts; ++e) {
       const auto own = [e](const Tensor& all) { return all.select(0, e).to(DType::f64); };
-      const Tensor sums = ops::add(ops::matmul(x, own(weights.w1)), own(weights.b1));
-      const Tensor out = ops::matmul(ops::unary(ops::Unary::relu, sums), own(weights.w2));
+      const Tensor sums = ops::add(ops::matmul(x, own(weights.up)), own(weights.up_bias));
+      const Tensor out = ops::matmul(ops::unary(ops::Unary::relu, sums), own(weights.down));
       const Tensor squares = ops::sum(ops::unary(ops::Unary::square, out), {-1});
       expected.select(1, e).copy_from(ops::unary(ops::Unary::sqrt, squares));
     }
@@ -85,8 +85,8 @@ TEST(RouterTargets, NormsAreThoseOfTheExpertsOutputsAtEverySize) {
 
 TEST(RouterTargets, ManyRowsAreTheSameInChunks) {
   ExpertWeights weights;
-  weights.w1 = random_tensor({64, 4, 32}, 1, DType::f32);
-  weights.w2 = random_tensor({64, 32, 4}, 2, DType::f32);
+  weights.up = random_tensor({64, 4, 32}, 1, DType::f32);
+  weights.down = random_tensor({64, 32, 4}, 2, DType::f32);
   const Tensor rows = random_tensor({9000, 4}, 3, DType::f32);  // more than one chunk of hidden values
   const Tensor norms = expert_output_norms(rows, weights, ops::Activation::relu);
   for (const std::int64_t row : {0, 8191, 8192, 8999})
@@ -112,7 +112,7 @@ TEST(RouterTargets, SharesOfActivationMass) {
 
 TEST(RouterTargets, ARowWithoutActivationHasNoShares) {
   ExpertWeights weights = random_weights(false);
-  weights.b1 = Tensor::full({5, 3}, -1, DType::f64);
+  weights.up_bias = Tensor::full({5, 3}, -1, DType::f64);
   EXPECT_CLOSE(expert_activation_shares(Tensor::zeros({2, 6}, DType::f64), weights, ops::Activation::relu),
                Tensor::zeros({2, 5}, DType::f64), 0);
   EXPECT_ERROR(expert_output_norms(Tensor::zeros({2, 5}), weights, ops::Activation::relu), "rows must be [N, 6]");

@@ -32,9 +32,9 @@ struct Layers {
   }
   static ExpertWeights weights(std::uint64_t seed) {
     ExpertWeights weights;
-    weights.w1 = random_tensor({kExperts, kWidth, kNeurons}, seed);
-    weights.b1 = random_tensor({kExperts, kNeurons}, seed + 10);
-    weights.w2 = random_tensor({kExperts, kNeurons, kWidth}, seed + 20);
+    weights.up = random_tensor({kExperts, kWidth, kNeurons}, seed);
+    weights.up_bias = random_tensor({kExperts, kNeurons}, seed + 10);
+    weights.down = random_tensor({kExperts, kNeurons, kWidth}, seed + 20);
     return weights;
   }
   void run(std::uint64_t seed) {

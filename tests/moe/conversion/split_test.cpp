@@ -28,16 +28,16 @@ TEST(SplitIntoExperts, each_neuron_lands_where_its_label_says) {
     for (std::int64_t e = 0; e < 3; ++e)
       for (std::int64_t s = 0; s < 2; ++s) {
         const std::int64_t n = neurons[static_cast<std::size_t>(e)][static_cast<std::size_t>(s)];
-        EXPECT_EQ(element(experts.b1, {e, s}), element(dense.up_bias, {n}));
+        EXPECT_EQ(element(experts.up_bias, {e, s}), element(dense.up_bias, {n}));
         EXPECT_EQ(element(experts.gate_bias, {e, s}), element(dense.gate_bias, {n}));
         for (std::int64_t d = 0; d < 4; ++d) {
-          EXPECT_EQ(element(experts.w1, {e, d, s}), element(dense.up, {n, d}));
+          EXPECT_EQ(element(experts.up, {e, d, s}), element(dense.up, {n, d}));
           EXPECT_EQ(element(experts.gate, {e, d, s}), element(dense.gate, {n, d}));
         }
-        for (std::int64_t d = 0; d < 5; ++d) EXPECT_EQ(element(experts.w2, {e, s, d}), element(dense.down, {d, n}));
+        for (std::int64_t d = 0; d < 5; ++d) EXPECT_EQ(element(experts.down, {e, s, d}), element(dense.down, {d, n}));
       }
     EXPECT_CLOSE(experts.last_bias, dense.down_bias, 0);
-    EXPECT_EQ(experts.w2.dtype(), dtype);
+    EXPECT_EQ(experts.down.dtype(), dtype);
   }
 }
 
