@@ -3,6 +3,8 @@
 #include <boost/program_options.hpp>
 #include <iostream>
 
+#include "train/config_sections.h"
+#include "train/json_text.h"
 #include "train/threads.h"
 
 /// What the command lines of the programs here have in common.
@@ -32,14 +34,15 @@ int run_program(const char* name, int argc, char** argv, Body body) {
   }
 }
 
-/// Answers --help, --help-config and --validate-config, if one of them was given: prints the options, `help`, or what
-/// `config` returns. Returns whether that was all.
-template <class Help, class Config>
+/// Answers --help, --help-config and --validate-config, if one of them was given: prints the options, every key of a
+/// Config, or the one that `read` returns. Returns whether that was all.
+template <train::Configuration Config>
 bool answered(const boost::program_options::variables_map& given,
-              const boost::program_options::options_description& options, Help help, Config config) {
+              const boost::program_options::options_description& options,
+              Config (*read)(const boost::program_options::variables_map&)) {
   if (given.count("help")) std::cout << options;
-  else if (given.count("help-config")) std::cout << help();
-  else if (given.count("validate-config")) std::cout << config();
+  else if (given.count("help-config")) std::cout << train::config_help<Config>();
+  else if (given.count("validate-config")) std::cout << train::pretty_json(to_json(read(given)));
   else return false;
   return true;
 }

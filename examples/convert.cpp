@@ -11,7 +11,6 @@
 #include "examples/command_line.h"
 #include "train/conversion/conversion.h"
 #include "train/interrupt.h"
-#include "train/json_text.h"
 
 using namespace switchyard;
 namespace po = boost::program_options;
@@ -45,7 +44,8 @@ po::variables_map parse(int argc, char** argv) {
 
 train::ConversionConfig read_config(const po::variables_map& given) {
   const Strings overrides = given.count("set") ? given["set"].as<Strings>() : Strings();
-  train::ConversionConfig config = train::load_conversion_config(given["config"].as<std::string>(), overrides);
+  train::ConversionConfig config =
+      train::load_config<train::ConversionConfig>(given["config"].as<std::string>(), overrides);
   if (given.count("model")) config.model = given["model"].as<std::string>();
   return config;
 }
@@ -73,8 +73,7 @@ int convert_and_report(const po::variables_map& given, const std::string& progra
 
 int run(int argc, char** argv) {
   const po::variables_map given = parse(argc, argv);
-  const auto config = [&] { return train::pretty_json(train::to_json(read_config(given))); };
-  return answered(given, options(), train::conversion_config_help, config) ? 0 : convert_and_report(given, argv[0]);
+  return answered(given, options(), read_config) ? 0 : convert_and_report(given, argv[0]);
 }
 
 }  // namespace

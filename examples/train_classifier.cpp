@@ -9,7 +9,6 @@
 #include <iostream>
 
 #include "examples/command_line.h"
-#include "train/json_text.h"
 #include "train/task_trainer.h"
 #include "train/tasks/classification_task.h"
 
@@ -47,7 +46,7 @@ train::ClassifierConfig read_config(const po::variables_map& given) {
   const std::filesystem::path path = given.count("resume")
                                          ? train::RunFolder::config_path(given["resume"].as<std::string>())
                                          : std::filesystem::path(given["config"].as<std::string>());
-  return train::load_classifier_config(path, overrides);
+  return train::load_config<train::ClassifierConfig>(path, overrides);
 }
 
 void say(const std::string& line) { std::cout << line << std::endl; }
@@ -78,8 +77,7 @@ int train_and_report(const po::variables_map& given, const std::string& program)
 
 int run(int argc, char** argv) {
   const po::variables_map given = parse(argc, argv);
-  const auto config = [&] { return train::pretty_json(train::to_json(read_config(given))); };
-  return answered(given, options(), train::classifier_config_help, config) ? 0 : train_and_report(given, argv[0]);
+  return answered(given, options(), read_config) ? 0 : train_and_report(given, argv[0]);
 }
 
 }  // namespace

@@ -10,7 +10,6 @@
 #include "core/profiler.h"
 #include "examples/command_line.h"
 #include "moe/accounting.h"
-#include "train/json_text.h"
 #include "train/sample.h"
 #include "train/trainer.h"
 
@@ -68,7 +67,7 @@ Strings overrides(const po::variables_map& given) {
 
 train::Config read_config(const po::variables_map& given) {
   if (given.count("resume")) return train::RunFolder::read_config(given["resume"].as<std::string>(), overrides(given));
-  train::Config config = train::load_config(given["config"].as<std::string>(), overrides(given));
+  train::Config config = train::load_config<train::Config>(given["config"].as<std::string>(), overrides(given));
   if (given.count("data")) config.data.files = given["data"].as<Strings>();
   train::validate(config);
   return config;
@@ -153,8 +152,7 @@ int train_and_report(const po::variables_map& given, const std::string& program)
 
 int run(int argc, char** argv) {
   const po::variables_map given = parse(argc, argv);
-  const auto config = [&] { return train::pretty_json(train::to_json(read_config(given))); };
-  return answered(given, options(), train::config_help, config) ? 0 : train_and_report(given, argv[0]);
+  return answered(given, options(), read_config) ? 0 : train_and_report(given, argv[0]);
 }
 
 }  // namespace

@@ -120,30 +120,6 @@ Schema describe(ClassifierConfig& config) {
   return schema;
 }
 
-ClassifierConfig classifier_config_from_json(const json::object& values) {
-  ClassifierConfig config;
-  describe(config).read(values);
-  validate(config);
-  return config;
-}
-
-ClassifierConfig load_classifier_config(const std::filesystem::path& path, const std::vector<std::string>& overrides) {
-  ClassifierConfig config = classifier_config_from_json(load_config_object(path, overrides));
-  if (config.output.name.empty()) config.output.name = default_run_name(path);
-  return config;
-}
-
-json::object to_json(const ClassifierConfig& config) {
-  ClassifierConfig copy = config;
-  return describe(copy).write();
-}
-
-std::string classifier_config_help() {
-  ClassifierConfig defaults;
-  return "Keys of a classifier's configuration file, by section. --set section.key=value overrides one.\n" +
-         describe(defaults).help();
-}
-
 void validate(const ClassifierModelConfig& model) {
   check(model.attention.heads > 0 && model.width % model.attention.heads == 0,
         "config: model.attention.heads: ", model.attention.heads, " does not divide model.width ", model.width,

@@ -75,20 +75,6 @@ struct ClassifierConfig {
 /// The table of every key, bound to `config` (which must outlive it).
 Schema describe(ClassifierConfig& config);
 
-/// Defaults, then `values`, then a check of the whole. Throws Error with one line naming key, value and what is
-/// allowed.
-ClassifierConfig classifier_config_from_json(const boost::json::object& values);
-
-/// As classifier_config_from_json, from a file. Where the config gives no output.name, the file's stem becomes it.
-ClassifierConfig load_classifier_config(const std::filesystem::path& path,
-                                        const std::vector<std::string>& overrides = {});
-
-/// Every key with its value. classifier_config_from_json of it gives the same config again.
-boost::json::object to_json(const ClassifierConfig& config);
-
-/// What --help-config prints.
-std::string classifier_config_help();
-
 /// Throws Error for values that do not fit together; the schema has checked each by itself.
 void validate(const ClassifierConfig& config);
 /// As validate, of the section "model" alone.

@@ -150,34 +150,6 @@ Schema describe(Config& config) {
   return schema;
 }
 
-Config config_from_json(const json::object& values) {
-  Config config;
-  describe(config).read(values);
-  validate(config);
-  return config;
-}
-
-Config parse_config(std::string_view text, const std::string& source, const std::vector<std::string>& overrides) {
-  return config_from_json(parse_config_object(text, source, overrides));
-}
-
-Config load_config(const std::filesystem::path& path, const std::vector<std::string>& overrides) {
-  Config config = config_from_json(load_config_object(path, overrides));
-  if (config.output.name.empty()) config.output.name = default_run_name(path);
-  return config;
-}
-
-json::object to_json(const Config& config) {
-  Config copy = config;
-  return describe(copy).write();
-}
-
-std::string config_help() {
-  Config defaults;
-  return "Keys of a configuration file, by section. --set section.key=value overrides one.\n" +
-         describe(defaults).help();
-}
-
 void validate(const Config& config) {
   moe::validate(config.model);
   validate_data(config);

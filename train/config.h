@@ -56,22 +56,6 @@ struct Config {
 /// The table of every key, bound to `config` (which must outlive it).
 Schema describe(Config& config);
 
-/// Defaults, then `values`, then a check of the whole. Throws Error with one line naming key, value and what is
-/// allowed.
-Config config_from_json(const boost::json::object& values);
-
-/// As config_from_json, from the text of a file named `source` in messages.
-Config parse_config(std::string_view text, const std::string& source, const std::vector<std::string>& overrides = {});
-
-/// As parse_config, from a file of at most 1 MiB. Where the config gives no output.name, the file's stem becomes it.
-Config load_config(const std::filesystem::path& path, const std::vector<std::string>& overrides = {});
-
-/// Every key with its value. config_from_json of it gives the same config again.
-boost::json::object to_json(const Config& config);
-
-/// What --help-config prints: every key with type, default, what is allowed, and meaning.
-std::string config_help();
-
 /// Throws Error for values that do not fit together; the schema has checked each by itself.
 void validate(const Config& config);
 

@@ -2,6 +2,7 @@
 
 #include <array>
 #include <boost/json/object.hpp>
+#include <concepts>
 #include <cstdint>
 #include <filesystem>
 #include <string>
@@ -11,7 +12,9 @@
 #include "core/dtype.h"
 #include "train/schema.h"
 
-/// The sections that configurations of every kind of run share, and how a configuration comes from a file.
+/// The sections that configurations of every kind of run share, and how a configuration comes from a file and is
+/// written again. A configuration is a struct of sections whose member initialisers are the defaults. Beside it stand
+/// describe(), the table of its keys, and validate(), which throws Error for values that do not fit together.
 namespace switchyard::train {
 
 /// transformers: a tokenizer.json of that library; none: of an imported model, whose tokenizer is of a kind not known
@@ -103,5 +106,52 @@ boost::json::object load_config_object(const std::filesystem::path& path, const 
 /// The name of a run whose configuration, the file at `path`, gives none: the file's stem, as far as a folder may be
 /// called that.
 std::string default_run_name(const std::filesystem::path& path);
+
+template <class T>
+concept Configuration = requires(T& config) {
+  { describe(config) } -> std::same_as<Schema>;
+  validate(config);
+};
+
+/// Defaults, then `values`, then a check of the whole. Throws Error with one line naming key, value and what is
+/// allowed.
+template <Configuration T>
+T config_from_json(const boost::json::object& values) {
+  T config;
+  describe(config).read(values);
+  validate(config);
+  return config;
+}
+
+/// As config_from_json, from the text of a file named `source` in messages.
+template <Configuration T>
+T parse_config(std::string_view text, const std::string& source, const std::vector<std::string>& overrides = {}) {
+  return config_from_json<T>(parse_config_object(text, source, overrides));
+}
+
+/// As parse_config, from a file of at most 1 MiB. Where a run's config gives no output.name, the file's stem becomes
+/// it.
+template <Configuration T>
+T load_config(const std::filesystem::path& path, const std::vector<std::string>& overrides = {}) {
+  T config = config_from_json<T>(load_config_object(path, overrides));
+  if constexpr (requires { config.output.name; })
+    if (config.output.name.empty()) config.output.name = default_run_name(path);
+  return config;
+}
+
+/// Every key with its value. config_from_json of it gives the same config again.
+template <Configuration T>
+boost::json::object to_json(const T& config) {
+  T copy = config;
+  return describe(copy).write();
+}
+
+/// What --help-config prints: every key with type, default, what is allowed, and meaning.
+template <Configuration T>
+std::string config_help() {
+  T defaults;
+  return "Keys of a configuration file, by section. --set section.key=value overrides one.\n" +
+         describe(defaults).help();
+}
 
 }  // namespace switchyard::train

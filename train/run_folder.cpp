@@ -104,7 +104,7 @@ boost::json::object RunFolder::read_config_object(const fs::path& run) {
 
 Config RunFolder::read_config(const fs::path& run, const std::vector<std::string>& overrides) {
   check_is_run(run);
-  return load_config(config_path(run), overrides);
+  return load_config<Config>(config_path(run), overrides);
 }
 
 void RunFolder::store(const boost::json::object& config) const { write_file(config_path(), pretty_json(config)); }

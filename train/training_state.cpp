@@ -211,7 +211,7 @@ Checkpoint TrainingState::snapshot() const {
 
 void TrainingState::restore(const OpenCheckpoint& checkpoint) {
   // Read as a configuration: keys that are younger than the checkpoint have their defaults.
-  const auto saved = train::to_json(config_from_json(state_section(checkpoint, "config")));
+  const auto saved = train::to_json(config_from_json<Config>(state_section(checkpoint, "config")));
   check_continues(checkpoint, saved, train::to_json(config_));
   clear_memories();
   for (std::size_t part = 0; part < memories_.size(); ++part) {

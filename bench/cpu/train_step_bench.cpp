@@ -74,7 +74,7 @@ double gemm_share(TrainingStep& step) {
 }
 
 void run_step(benchmark::State& state, bool dense) {
-  const train::Config config = train::load_config(SWITCHYARD_SOURCE_DIR "/configs/demo.json");
+  const train::Config config = train::load_config<train::Config>(SWITCHYARD_SOURCE_DIR "/configs/demo.json");
   const moe::LanguageModelConfig model = model_of(config, dense);
   const std::int64_t batch = config.training.batch;
   TrainingStep step(model, batch);

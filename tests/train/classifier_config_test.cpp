@@ -16,7 +16,7 @@ TEST(ClassifierConfig, WritingAndReadingGivesTheSame) {
   for (ClassifierConfig config : {tiny_text_classifier(folder.path()), tiny_image_classifier(folder.path())}) {
     config.model.pooling = nn::Pooling::first_token;
     config.model.feedforward.activation = ops::Activation::gelu;
-    EXPECT_EQ(to_json(classifier_config_from_json(to_json(config))), to_json(config));
+    EXPECT_EQ(to_json(config_from_json<ClassifierConfig>(to_json(config))), to_json(config));
     EXPECT_TRUE(is_classifier_config(to_json(config)));
   }
   EXPECT_FALSE(is_classifier_config({{"model", {{"kind", "decoder"}}}}));
@@ -26,11 +26,11 @@ TEST(ClassifierConfig, WritingAndReadingGivesTheSame) {
 
 TEST(ClassifierConfig, TheConfigurationsOfTheRepositoryAreValid) {
   const fs::path configs = fs::path(SWITCHYARD_SOURCE_DIR) / "configs";
-  const ClassifierConfig texts = load_classifier_config(configs / "movie-reviews.json");
+  const ClassifierConfig texts = load_config<ClassifierConfig>(configs / "movie-reviews.json");
   EXPECT_EQ(texts.model.kind, ClassifierKind::text_classifier);
   EXPECT_EQ(texts.output.name, "movie-reviews");
   const ClassifierConfig images =
-      load_classifier_config(configs / "mnist10k-vit.json", {"training.device=cpu", "training.dtype=f32"});
+      load_config<ClassifierConfig>(configs / "mnist10k-vit.json", {"training.device=cpu", "training.dtype=f32"});
   EXPECT_EQ(images.model.kind, ClassifierKind::image_classifier);
   Generator weights(1);
   EXPECT_EQ(build_image_classifier(images.model, 28, 10, weights)->patches(), 49);
@@ -38,7 +38,7 @@ TEST(ClassifierConfig, TheConfigurationsOfTheRepositoryAreValid) {
 
 TEST(ClassifierConfig, HelpNamesEveryKey) {
   ClassifierConfig config;
-  const std::string help = classifier_config_help();
+  const std::string help = config_help<ClassifierConfig>();
   const Schema schema = describe(config);
   for (const SchemaField& field : schema.fields())
     EXPECT_NE(help.find(std::string(field.path.substr(field.path.rfind('.') + 1)) + " ("), std::string::npos);

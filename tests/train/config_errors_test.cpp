@@ -21,7 +21,7 @@ struct BadConfig {
 
 void expect_messages(const std::vector<BadConfig>& table) {
   for (const BadConfig& bad : table) {
-    const std::string message = error_of([&] { parse_config(bad.text, "c.json"); });
+    const std::string message = error_of([&] { parse_config<Config>(bad.text, "c.json"); });
     EXPECT_EQ(message, bad.message) << "for " << bad.text;
     EXPECT_EQ(message.find('\n'), std::string::npos) << "one line, for " << bad.text;
   }
@@ -216,7 +216,7 @@ TEST(ConfigErrors, ImpossibleCombinations) {
 
 TEST(ConfigErrors, Overrides) {
   const auto message = [](std::vector<std::string> overrides) {
-    return error_of([&] { parse_config(R"({"model": {"layers": 2}})", "c.json", overrides); });
+    return error_of([&] { parse_config<Config>(R"({"model": {"layers": 2}})", "c.json", overrides); });
   };
   EXPECT_EQ(message({"model.layers"}),
             "config: --set \"model.layers\": expected <key>=<value>, such as model.layers=4");
@@ -235,17 +235,17 @@ TEST(ConfigErrors, Overrides) {
 TEST(ConfigErrors, Files) {
   const TemporaryFolder folder;
   const std::string missing = (folder / "none.json").string();
-  EXPECT_EQ(error_of([&] { load_config(missing); }),
+  EXPECT_EQ(error_of([&] { load_config<Config>(missing); }),
             "config: " + missing + ": cannot be opened: No such file or directory");
-  EXPECT_EQ(error_of([&] { load_config(folder.path()); }),
+  EXPECT_EQ(error_of([&] { load_config<Config>(folder.path()); }),
             "config: " + folder.path().string() + ": is a folder, expected a JSON file");
   const std::string large = (folder / "large.json").string();
   write_bytes(large, std::string((1 << 20) + 1, ' '));
-  EXPECT_EQ(error_of([&] { load_config(large); }),
+  EXPECT_EQ(error_of([&] { load_config<Config>(large); }),
             "config: " + large + ": is too large, expected at most 1048576 bytes");
-  EXPECT_EQ(error_of([&] { load_config("/dev/zero"); }),
+  EXPECT_EQ(error_of([&] { load_config<Config>("/dev/zero"); }),
             "config: /dev/zero: is too large, expected at most 1048576 bytes");
-  EXPECT_EQ(error_of([&] { load_config("/dev/null"); }),
+  EXPECT_EQ(error_of([&] { load_config<Config>("/dev/null"); }),
             "config: /dev/null: is empty, expected a JSON object: { ... }");
 }
 
@@ -271,7 +271,7 @@ TEST(ConfigErrors, DamagedTextGivesOneLine) {
     }
     std::string message;
     try {
-      parse_config(text, "c.json");
+      parse_config<Config>(text, "c.json");
     } catch (const Error& error) {
       message = error.what();
       EXPECT_EQ(message.rfind("config: ", 0), 0u) << message;

@@ -35,16 +35,16 @@ TEST(Config, EveryShippedFileLoads) {
   for (const fs::path& path : paths) {
     const boost::json::object values = load_config_object(path, {});
     if (is_conversion_config(values)) {
-      const ConversionConfig config = load_conversion_config(path);
-      EXPECT_EQ(to_json(conversion_config_from_json(to_json(config))), to_json(config)) << path;
+      const ConversionConfig config = load_config<ConversionConfig>(path);
+      EXPECT_EQ(to_json(config_from_json<ConversionConfig>(to_json(config))), to_json(config)) << path;
     } else if (is_classifier_config(values)) {
-      const ClassifierConfig config = load_classifier_config(path);
+      const ClassifierConfig config = load_config<ClassifierConfig>(path);
       EXPECT_EQ(config.output.name, path.stem().string());
-      EXPECT_EQ(to_json(classifier_config_from_json(to_json(config))), to_json(config)) << path;
+      EXPECT_EQ(to_json(config_from_json<ClassifierConfig>(to_json(config))), to_json(config)) << path;
     } else {
-      const Config config = load_config(path);
+      const Config config = load_config<Config>(path);
       EXPECT_EQ(config.output.name, path.stem().string());
-      EXPECT_EQ(to_json(config_from_json(to_json(config))), to_json(config)) << path;
+      EXPECT_EQ(to_json(config_from_json<Config>(to_json(config))), to_json(config)) << path;
     }
   }
 }
@@ -68,7 +68,8 @@ std::int64_t parameters(const Config& config) {
 // The papers compare models of equal size; dense models are the yardstick.
 TEST(Config, ShippedModelsMatchTheDenseModelOfTheirClass) {
   const auto count = [](const std::string& name) {
-    return static_cast<double>(parameters(load_config(fs::path(SWITCHYARD_SOURCE_DIR) / "configs" / (name + ".json"))));
+    return static_cast<double>(
+        parameters(load_config<Config>(fs::path(SWITCHYARD_SOURCE_DIR) / "configs" / (name + ".json"))));
   };
   struct Row {
     std::string dense, other;
@@ -91,7 +92,9 @@ TEST(Config, ShippedModelsMatchTheDenseModelOfTheirClass) {
   EXPECT_NEAR(count("english-switchall-39m"), 39.5e6, 0.05e6);
 }
 
-TEST(Config, EmptyObjectGivesTheDefaults) { EXPECT_EQ(to_json(parse_config("{}", "c.json")), to_json(Config{})); }
+TEST(Config, EmptyObjectGivesTheDefaults) {
+  EXPECT_EQ(to_json(parse_config<Config>("{}", "c.json")), to_json(Config{}));
+}
 
 TEST(Config, EveryKeyIsReadAndWritten) {
   Config config;
@@ -102,13 +105,14 @@ TEST(Config, EveryKeyIsReadAndWritten) {
     field.read(before);
     EXPECT_EQ(field.write(), before) << field.path;
     EXPECT_FALSE(field.meaning.empty()) << field.path;
-    EXPECT_NE(config_help().find(std::string(field.path.substr(field.path.rfind('.') + 1)) + " ("), std::string::npos)
+    EXPECT_NE(config_help<Config>().find(std::string(field.path.substr(field.path.rfind('.') + 1)) + " ("),
+              std::string::npos)
         << field.path;
   }
 }
 
 TEST(Config, ValuesArriveWhereTheyBelong) {
-  const Config config = parse_config(R"({
+  const Config config = parse_config<Config>(R"({
     "model": {"width": 96, "layers": 3, "position": "none", "tie_embeddings": true,
               "attention": {"kind": "switchhead", "heads": 3, "experts": 5, "k": 3, "experts_on": ["q", "o"]},
               "feedforward": {"kind": "glu", "activation": "silu", "width_multiplier": 2.5}},
@@ -116,7 +120,7 @@ TEST(Config, ValuesArriveWhereTheyBelong) {
     "training": {"dtype": "bf16", "seed": 9223372036854775807},
     "optimizer": {"learning_rate": 0.1, "schedule": {"kind": "linear", "warmup_steps": 7}}
   })",
-                                     "c.json");
+                                             "c.json");
   EXPECT_EQ(config.model.width, 96);
   EXPECT_EQ(config.model.position, moe::PositionKind::none);
   EXPECT_TRUE(config.model.tie_embeddings);
@@ -135,10 +139,10 @@ TEST(Config, ValuesArriveWhereTheyBelong) {
 }
 
 TEST(Config, OverridesWinOverTheFile) {
-  const Config config =
-      parse_config(R"({"model": {"layers": 2}})", "c.json",
-                   {"model.layers=3", "model.layers=4", "model.norm=rmsnorm", "optimizer.schedule.kind=\"linear\"",
-                    "data.files=[\"x=y.txt\"]", "output.sample_prompt=To be, or", "training.recompute=true"});
+  const Config config = parse_config<Config>(
+      R"({"model": {"layers": 2}})", "c.json",
+      {"model.layers=3", "model.layers=4", "model.norm=rmsnorm", "optimizer.schedule.kind=\"linear\"",
+       "data.files=[\"x=y.txt\"]", "output.sample_prompt=To be, or", "training.recompute=true"});
   EXPECT_EQ(config.model.layers, 4);
   EXPECT_EQ(config.model.norm, moe::NormKind::rmsnorm);
   EXPECT_EQ(config.optimizer.schedule.kind, ScheduleKind::linear);
@@ -148,14 +152,14 @@ TEST(Config, OverridesWinOverTheFile) {
 }
 
 TEST(Config, OneExpertNeedsNoFittingK) {
-  EXPECT_EQ(parse_config(R"({"model": {"attention": {"experts": 1}}})", "c.json").model.attention.k, 2);
+  EXPECT_EQ(parse_config<Config>(R"({"model": {"attention": {"experts": 1}}})", "c.json").model.attention.k, 2);
 }
 
 TEST(Config, NameComesFromTheFile) {
   const TemporaryFolder folder;
   write_bytes(folder / "my model.json", "{}");
-  EXPECT_EQ(load_config(folder / "my model.json").output.name, "my-model");
-  EXPECT_EQ(load_config(folder / "my model.json", {"output.name=other"}).output.name, "other");
+  EXPECT_EQ(load_config<Config>(folder / "my model.json").output.name, "my-model");
+  EXPECT_EQ(load_config<Config>(folder / "my model.json", {"output.name=other"}).output.name, "other");
 }
 
 TEST(JsonText, NumbersSurviveWritingAndReadingBitForBit) {

@@ -133,7 +133,8 @@ TEST_F(ImportedRun, OfAVitNamesScalesWithoutACounterpart) {
   EXPECT_EQ(error(R"({"image_mean": [0.5]})"), "has no image_std");
   testing::write_bytes(folder_ / "preprocessor_config.json", R"({"do_normalize": false})");
   write_run(folder_.path(), {}, folder_ / "run");
-  const ClassifierConfig config = load_classifier_config(folder_ / "run/config.json", grey_images(folder_.path()));
+  const ClassifierConfig config =
+      load_config<ClassifierConfig>(folder_ / "run/config.json", grey_images(folder_.path()));
   EXPECT_EQ(config.data.mean, 0);
   EXPECT_EQ(config.data.deviation, 1);
 }

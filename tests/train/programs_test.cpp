@@ -264,9 +264,9 @@ TEST_F(Programs, HelpAndConfigurationArePrinted) {
   EXPECT_EQ(help.wait(), 0);
   EXPECT_NE(help.out().find("--resume"), std::string::npos);
   EXPECT_EQ(keys.wait(), 0);
-  EXPECT_EQ(keys.out(), config_help());
+  EXPECT_EQ(keys.out(), config_help<Config>());
   EXPECT_EQ(config.wait(), 0);
-  EXPECT_EQ(parse_config(config.out(), "--validate-config").model.layers, 7);
+  EXPECT_EQ(parse_config<Config>(config.out(), "--validate-config").model.layers, 7);
 }
 
 }  // namespace

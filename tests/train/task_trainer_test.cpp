@@ -44,7 +44,7 @@ TEST_P(ClassifierRun, ContinuesToTheBitsOfAnUninterruptedOne) {
   fs::copy(whole, resumed, fs::copy_options::recursive);
   fs::remove_all(checkpoint_of(resumed, 12));
   const RunFolder run = RunFolder::open(resumed);
-  train_classifier(run, load_classifier_config(run.config_path()));
+  train_classifier(run, load_config<ClassifierConfig>(run.config_path()));
   for (const char* file : {"model.safetensors", "optimizer.safetensors", "state.json"}) {
     const std::string expected = read_bytes(checkpoint_of(whole, 12) / file);
     EXPECT_FALSE(expected.empty());

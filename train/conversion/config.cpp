@@ -91,6 +91,8 @@ void validate_phases(const ConversionConfig& config) {
   check(!config.adapt.taus.empty(), "config: adapt.taus: is empty, expected at least one tau");
 }
 
+}  // namespace
+
 void validate(const ConversionConfig& config) {
   validate_phases(config);
   validate_optimizer("projections.optimizer", config.projections.optimizer, "projections.steps",
@@ -99,8 +101,6 @@ void validate(const ConversionConfig& config) {
   validate_optimizer("routers.optimizer", config.routers.optimizer, "routers.steps", config.routers.steps);
   validate_optimizer("adapt.optimizer", config.adapt.optimizer, "adapt.steps", config.adapt.steps);
 }
-
-}  // namespace
 
 bool ConversionConfig::has(PhaseKind phase) const {
   return std::find(phases.begin(), phases.end(), phase) != phases.end();
@@ -118,28 +118,6 @@ Schema describe(ConversionConfig& config) {
   describe_adapt(schema, config.adapt);
   describe_sweep(schema, config.sweep);
   return schema;
-}
-
-ConversionConfig conversion_config_from_json(const json::object& values) {
-  ConversionConfig config;
-  describe(config).read(values);
-  validate(config);
-  return config;
-}
-
-ConversionConfig load_conversion_config(const std::filesystem::path& path, const std::vector<std::string>& overrides) {
-  return conversion_config_from_json(load_config_object(path, overrides));
-}
-
-json::object to_json(const ConversionConfig& config) {
-  ConversionConfig copy = config;
-  return describe(copy).write();
-}
-
-std::string conversion_config_help() {
-  ConversionConfig defaults;
-  return "Keys of a conversion's configuration file, by section. --set section.key=value overrides one.\n" +
-         describe(defaults).help();
 }
 
 }  // namespace switchyard::train

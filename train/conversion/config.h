@@ -94,18 +94,7 @@ struct ConversionConfig {
 /// The table of every key, bound to `config` (which must outlive it).
 Schema describe(ConversionConfig& config);
 
-/// Defaults, then `values`, then a check of the whole. Throws Error with one line naming key, value and what is
-/// allowed.
-ConversionConfig conversion_config_from_json(const boost::json::object& values);
-
-/// As conversion_config_from_json, from a file of at most 1 MiB.
-ConversionConfig load_conversion_config(const std::filesystem::path& path,
-                                        const std::vector<std::string>& overrides = {});
-
-/// Every key with its value. conversion_config_from_json of it gives the same config again.
-boost::json::object to_json(const ConversionConfig& config);
-
-/// What --help-config prints.
-std::string conversion_config_help();
+/// Throws Error for values that do not fit together; the schema has checked each by itself.
+void validate(const ConversionConfig& config);
 
 }  // namespace switchyard::train

@@ -26,7 +26,7 @@ ConversionConfig read_config(const fs::path& folder) {
   const json::object values = RunFolder::read_config_object(folder);
   check(is_conversion_config(values), "conversion: ", folder.string(),
         ": holds something else, expected the folder of a conversion");
-  return conversion_config_from_json(values);
+  return config_from_json<ConversionConfig>(values);
 }
 
 /// Throws Error unless a conversion configured as `saved` can go on as `present`: phases may be added or left out at
@@ -102,7 +102,7 @@ Progress continue_from(const fs::path& folder, const ConversionConfig& config, T
 
 fs::path dense_run(const fs::path& model) {
   const json::object config = RunFolder::read_config_object(model);
-  return is_conversion_config(config) ? dense_run(conversion_config_from_json(config).model) : model;
+  return is_conversion_config(config) ? dense_run(config_from_json<ConversionConfig>(config).model) : model;
 }
 
 bool is_conversion_config(const json::object& config) { return config.contains("phases"); }

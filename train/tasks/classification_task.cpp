@@ -89,7 +89,7 @@ std::unique_ptr<ClassificationTask> new_classification_task(const ClassifierConf
 std::unique_ptr<ClassificationTask> open_classification_task(const std::filesystem::path& run,
                                                              const TaskOptions& options,
                                                              const std::function<void(const std::string&)>& report) {
-  ClassifierConfig config = load_classifier_config(RunFolder::config_path(run));
+  ClassifierConfig config = load_config<ClassifierConfig>(RunFolder::config_path(run));
   if (!options.device.empty()) config.training.device = options.device;
   if (options.batch > 0) config.training.batch = options.batch;
   config.training.seed = static_cast<std::int64_t>(options.seed);

@@ -11,7 +11,7 @@ namespace {
 
 namespace json = boost::json;
 
-ConversionConfig parsed(const char* text) { return conversion_config_from_json(json::parse(text).as_object()); }
+ConversionConfig parsed(const char* text) { return config_from_json<ConversionConfig>(json::parse(text).as_object()); }
 
 TEST(ConversionConfig, ValuesArriveWhereTheyBelong) {
   const ConversionConfig config = parsed(R"({"model": "runs/a", "phases": ["sparsify", "experts"],

@@ -23,7 +23,7 @@ json::object quick_settings(const std::filesystem::path& model) {
 std::pair<json::object, int> measured(const std::filesystem::path& folder, const json::object& settings) {
   int lines = 0;
   const auto count = [&](const std::string& line) { lines += line.starts_with("sweep: ") ? 1 : 0; };
-  Conversion conversion(folder, conversion_config_from_json(settings), "", count);
+  Conversion conversion(folder, config_from_json<ConversionConfig>(settings), "", count);
   EXPECT_TRUE(conversion.run([] { return false; }));
   conversion.measure();
   return {parse_json(testing::read_bytes(folder / "sweep.json"), "sweep").as_object(), lines};
@@ -56,7 +56,8 @@ TEST(MeasureConversion, RoutersOfMoeficationAreMeasuredByTopkAndTheDenseModelIsT
   json::object sparsified = quick_settings(dense.run());
   sparsified["phases"] = {"sparsify"};
   sparsified["sparsify"] = {{"steps", 2}};
-  Conversion first(folder / "sparsified", conversion_config_from_json(sparsified), "", [](const std::string&) {});
+  Conversion first(folder / "sparsified", config_from_json<ConversionConfig>(sparsified), "",
+                   [](const std::string&) {});
   EXPECT_TRUE(first.run([] { return false; }));
   first.measure();
   EXPECT_FALSE(std::filesystem::exists(folder / "sparsified" / "sweep.json"));
