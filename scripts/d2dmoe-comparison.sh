@@ -63,10 +63,16 @@ start convert moefication relu/run "$split" --set routers.kind=moefication
 start convert sparse-moefication sparse "$split" --set routers.kind=moefication
 start convert not-sparse relu/run "$split"
 start convert not-penalised tuned "$split"
-for width in ${WIDTHS:-4 8 128}; do
+widths=${WIDTHS:-4 8 128}
+for width in $widths; do
   start convert "experts-of-$width" sparse "$split" --set experts.expert_width="$width"
 done
 start convert gelu-d2dmoe sparse-gelu "$split"
 start convert gelu-to-relu sparse-swapped "$split"
 start convert projections sparse-projections "$split" --set sweep.tau_by_layer=true
+wait
+start convert adapted d2dmoe '"adapt"' --set sweep.tau_by_layer=true
+widest=${widths##* }
+start convert "adapted-$widest" "experts-of-$widest" '"adapt"' --set 'adapt.taus=[0.4,0.6,0.8,0.9]'
+start convert projections-adapted projections '"adapt"' --set 'adapt.taus=[0.8,0.9,0.95,0.98]' --set sweep.tau_by_layer=true
 wait

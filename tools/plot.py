@@ -172,7 +172,8 @@ def plot_sweep(arguments):
         panels[0][0].yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     handles, labels = panels[0][0].get_legend_handles_labels()
     handles.append(Line2D([], [], color="#555555", linestyle="--", linewidth=1.2, marker="*", markersize=11))
-    figure.legend(handles, labels + ["dense"], loc="outside lower center", ncols=min(3, len(handles)))
+    columns = 3 if max(map(len, labels)) <= 30 else 2  # of the legend, which is as wide as the figure at most
+    figure.legend(handles, labels + ["dense"], loc="outside lower center", ncols=min(columns, len(handles)))
     figure.suptitle(arguments.title or f"{metric.capitalize()} against cost", x=0.01, ha="left", fontsize=12)
     save(figure, arguments)
 
