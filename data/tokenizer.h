@@ -31,7 +31,7 @@ class Tokenizer {
   /// The separator before the text, so that there is something to read of an empty one, unless models that come with
   /// the tokenizer are used to another.
   virtual Frame frame() const { return {{separator()}, {}}; }
-  /// "bytes", "sentencepiece" or "wordpiece".
+  /// "bytes", "sentencepiece", "wordpiece" or "byte_pair".
   virtual std::string name() const = 0;
   /// Hash of everything that decides the ids: token files carry it to refuse a tokenizer they were not made with.
   virtual std::uint64_t fingerprint() const = 0;

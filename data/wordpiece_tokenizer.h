@@ -21,7 +21,8 @@ struct WordPieceOptions {
 /// BERT's tokenizer (Devlin et al., 2019). A text is cleaned of control characters, split into words at blanks and
 /// around each punctuation mark, and a word into the longest piece that it begins with, the longest that it goes on
 /// with, and so on. Text that looks like a piece in brackets, such as "[SEP]", is text like any other.
-/// What counts as an accent or a mark is as utf8proc's version of Unicode has it; the library's own tables are older.
+/// What counts as an accent or a mark is as utf8proc's version of Unicode has it; the library's own tables are older,
+/// so that it treats some 800 code points, rare ones, otherwise.
 class WordPieceTokenizer : public Tokenizer {
  public:
   /// Throws Error where one of the named pieces is missing, and where the program was built without Unicode's tables.

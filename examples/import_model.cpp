@@ -1,8 +1,8 @@
 // Makes the folder of a run of a model of Hugging Face's transformers (GPT-2, Gemma, BERT, ViT): config.json and
 // its safetensors files, as save_pretrained() writes them or the Hub holds them.
 //
-//   build/cpu/bin/import_model --from gemma-2b --out runs/gemma-2b --data my_notes/
-//   build/cpu/bin/generate --run runs/gemma-2b --prompt "The "
+//   build/cpu/bin/import_model --from gpt2 --out runs/gpt2 --data my_notes/ --set model.context=256
+//   build/cpu/bin/generate --run runs/gpt2 --prompt "The "
 //   build/cpu/bin/import_model --from vit-digits --out runs/vit-digits --set data.images=train-images-idx3-ubyte ...
 #include <boost/json/array.hpp>
 #include <boost/json/serialize.hpp>

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Makes the files that tests/train/import_tokenizer_test.cpp reads: small tokenizers of the transformers library, saved as
-it saves them (bert.json), and the ids that it gives to texts (cases.json).
+it saves them (bert.json, gpt2.json), and the ids that it gives to texts (cases.json).
 
   python3 tools/make_tokenizer_fixtures.py TEXT... [--out tests/train/fixtures/tokenizers]
 
@@ -67,6 +67,15 @@ def bert(texts):
     return {name: transformers.BertTokenizer(vocabulary, do_lower_case=name == "uncased") for name in ("uncased", "cased")}
 
 
+def gpt2(texts):
+    trained = tokenizers.Tokenizer(tokenizers.models.BPE())
+    trained.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=1000, special_tokens=["<|endoftext|>"], initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    model = learn(trained, trainer, texts)
+    return transformers.GPT2Tokenizer(model["vocab"], [tuple(merge) for merge in model["merges"]])
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("texts", nargs="+")
@@ -74,8 +83,9 @@ def main():
     arguments = parser.parse_args()
     texts = texts_of(arguments.texts)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    known = bert(texts)
+    known = {**bert(texts), "gpt2": gpt2(texts)}
     save(known["uncased"], arguments.out / "bert.json")
+    save(known["gpt2"], arguments.out / "gpt2.json")
     cases = {"texts": texts}
     for name, tokenizer in known.items():
         cases[name] = [tokenizer.encode(text, add_special_tokens=False) for text in texts]

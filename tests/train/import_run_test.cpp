@@ -43,23 +43,42 @@ TEST_F(ImportedRun, OfALanguageModelWithoutItsTokenizerKeepsTheWeights) {
                "import: " + out.string() + ": is the folder of a run already, expected a new one");
 }
 
-TEST_F(ImportedRun, WithASentencePieceTokenizerIsOneLikeAnyOther) {
+class ImportedRunWithTokenizer : public ChangedImport {
+ protected:
+  /// The GPT-2 with room for `pieces`, beside whose tokenizer it stands, becomes a run; that must be one like any
+  /// other.
+  void expect_run(std::int64_t pieces) {
+    replace_in_config("\"vocab_size\": 61", "\"vocab_size\": " + std::to_string(pieces));
+    tensor("transformer.wte.weight") = Tensor::ones({pieces, 24});
+    save_safetensors(folder_ / "model.safetensors", tensors_);
+    const fs::path out = folder_ / "run", text = text_file();
+    write_run(folder_.path(), {"data.files=[\"" + text.string() + "\"]"}, out);
+    const TrainedModel trained = load_trained_model(out, "", kNobody);
+    EXPECT_EQ(trained.tokenizer->vocabulary_size(), pieces);
+    EXPECT_FALSE(generate_text(*trained.model, *trained.tokenizer, "The", {.count = 8}, 1).empty());
+    const auto task = open_task(out, {.device = testing::text_of(default_device()), .batch = 2}, kNobody);
+    EXPECT_EQ(task->layers(), 2);
+    // All embeddings are alike, so every piece is as likely as another.
+    EXPECT_NEAR(task->evaluate().loss, std::log(static_cast<double>(pieces)), 1e-4);
+  }
+
+  fs::path text_file() {
+    testing::write_bytes(folder_ / "text.txt", tiny_text());
+    return folder_ / "text.txt";
+  }
+};
+
+TEST_F(ImportedRunWithTokenizer, OfSentencePieces) {
   if (!data::has_sentencepiece()) GTEST_SKIP() << "built without SentencePiece";
-  constexpr std::int64_t kPieces = 300;
-  testing::write_bytes(folder_ / "text.txt", tiny_text());
-  data::train_sentencepiece(data::Corpus::from_paths({folder_ / "text.txt"}), folder_ / "tokenizer.model",
-                            {.vocabulary_size = kPieces});
-  replace_in_config("\"vocab_size\": 61", "\"vocab_size\": 300");
-  tensor("transformer.wte.weight") = Tensor::ones({kPieces, 24});
-  save_safetensors(folder_ / "model.safetensors", tensors_);
-  const fs::path out = folder_ / "run";
-  write_run(folder_.path(), {"data.files=[\"" + (folder_ / "text.txt").string() + "\"]"}, out);
-  const TrainedModel trained = load_trained_model(out, "", kNobody);
-  EXPECT_EQ(trained.tokenizer->vocabulary_size(), kPieces);
-  const auto task = open_task(out, {.device = testing::text_of(default_device()), .batch = 2}, kNobody);
-  EXPECT_EQ(task->layers(), 2);
-  // All embeddings are alike, so every piece is as likely as another.
-  EXPECT_NEAR(task->evaluate().loss, std::log(static_cast<double>(kPieces)), 1e-4);
+  data::train_sentencepiece(data::Corpus::from_paths({text_file()}), folder_ / "tokenizer.model",
+                            {.vocabulary_size = 300});
+  expect_run(300);
+}
+
+TEST_F(ImportedRunWithTokenizer, OfBytePairs) {
+  if (!data::has_unicode()) GTEST_SKIP() << "built without utf8proc";
+  fs::copy_file(fixture("tokenizers") / "gpt2.json", folder_ / "tokenizer.json");
+  expect_run(1000);
 }
 
 /// Overrides that name the images of the grey ViT's fixture, with labels 2 and 1, to train and to validate on.

@@ -6,9 +6,12 @@
 #include "core/error.h"
 #include "core/io/checksum.h"
 #include "core/io/mapped_file.h"
+#include "data/byte_pair_tokenizer.h"
+#include "data/unicode.h"
 #include "data/wordpiece_tokenizer.h"
 #include "train/import/hub_settings.h"
 #include "train/json_text.h"
+#include "train/schema.h"
 
 namespace switchyard::train {
 namespace {
@@ -64,6 +67,64 @@ std::shared_ptr<const data::Tokenizer> wordpiece(const HubSettings& file, std::u
   return std::make_shared<data::WordPieceTokenizer>(std::move(options));
 }
 
+/// GPT-2's files write each byte as a character that can be seen: those that can be seen as themselves, the others, in
+/// their order, as the characters from U+0100 on. From such a character back to its byte.
+std::map<char32_t, char> visible_bytes() {
+  std::map<char32_t, char> bytes;
+  char32_t next = 0x100;
+  for (char32_t byte = 0; byte < 0x100; ++byte) {
+    const bool seen = (byte >= 0x21 && byte <= 0x7E) || (byte >= 0xA1 && byte <= 0xAC) || byte >= 0xAE;
+    bytes.emplace(seen ? byte : next++, static_cast<char>(byte));
+  }
+  return bytes;
+}
+
+/// The bytes that `visible` stands for; itself where it is written otherwise, as added tokens may be.
+std::string hidden_bytes(const std::string& visible) {
+  static const std::map<char32_t, char> kBytes = visible_bytes();
+  std::string bytes;
+  for (const char32_t c : data::code_points(visible)) {
+    const auto at = kBytes.find(c);
+    if (at == kBytes.end()) return visible;
+    bytes += at->second;
+  }
+  return bytes;
+}
+
+/// A merge is a list of two pieces, or a text with a blank between them.
+std::pair<std::string, std::string> merge_of(const HubSettings& file, const json::value& merge) {
+  std::string left, right;
+  if (merge.is_array() && merge.get_array().size() == 2 && merge.at(0).is_string() && merge.at(1).is_string()) {
+    left = merge.at(0).get_string();
+    right = merge.at(1).get_string();
+  } else if (merge.is_string()) {
+    const std::string both(merge.get_string());
+    left = both.substr(0, both.find(' '));
+    right = both.substr(std::min(left.size() + 1, both.size()));
+  }
+  check(!left.empty() && !right.empty(), file.where(), "model.merges: ", abbreviate(merge), ", expected two pieces");
+  return {hidden_bytes(left), hidden_bytes(right)};
+}
+
+std::shared_ptr<const data::Tokenizer> byte_pairs(const HubSettings& file, std::uint64_t fingerprint) {
+  data::require_unicode();
+  file.expect("normalizer", nullptr);
+  require(file, "pre_tokenizer.type", "ByteLevel");
+  file.expect("pre_tokenizer.add_prefix_space", false);
+  file.expect("pre_tokenizer.use_regex", true);
+  file.expect("model.continuing_subword_prefix", "");
+  file.expect("model.end_of_word_suffix", "");
+  file.expect("model.byte_fallback", false);
+  file.expect("model.ignore_merges", false);
+  data::BytePairOptions options;
+  for (const std::string& piece : pieces_of(file)) options.pieces.push_back(hidden_bytes(piece));
+  const json::value* merges = file.find("model.merges");
+  check(merges && merges->is_array(), file.where(), "model.merges: expected a list of pairs");
+  for (const json::value& merge : merges->get_array()) options.merges.push_back(merge_of(file, merge));
+  options.fingerprint = fingerprint;
+  return std::make_shared<data::BytePairTokenizer>(std::move(options));
+}
+
 }  // namespace
 
 std::shared_ptr<const data::Tokenizer> load_hub_tokenizer(const std::filesystem::path& path) {
@@ -73,8 +134,10 @@ std::shared_ptr<const data::Tokenizer> load_hub_tokenizer(const std::filesystem:
   json::value values = parse_json(text, source);
   check(values.is_object(), source, ": holds no JSON object");
   const HubSettings file(source, std::move(values.get_object()));
-  require(file, "model.type", "WordPiece");
-  return wordpiece(file, checksum(text));
+  const std::string type = file.text("model.type", "");
+  check(type == "WordPiece" || type == "BPE", file.where(), "model.type: \"", type,
+        "\" has no counterpart here, expected \"WordPiece\" or \"BPE\"");
+  return type == "BPE" ? byte_pairs(file, checksum(text)) : wordpiece(file, checksum(text));
 }
 
 }  // namespace switchyard::train
