@@ -33,8 +33,7 @@ struct Choices {
   /// Expert of a choice, or -1 where it is not taken.
   __device__ int expert(std::int64_t choice) const {
     if (choice >= count) return -1;
-    const std::int64_t row = choice / choices;
-    const int first = static_cast<int>(row % slots) * experts_per_slot;
+    const int first = slots == 1 ? 0 : static_cast<int>(choice / choices % slots) * experts_per_slot;
     if (mask) return mask[choice] ? first + static_cast<int>(choice % choices) : -1;
     const int index = indices[choice];
     return index >= 0 && index < experts_per_slot ? first + index : -1;
@@ -150,10 +149,13 @@ __global__ void __launch_bounds__(kBlock)
     __syncthreads();
     if (threadIdx.x < experts) {  // where each warp's pairs of this expert begin
       std::int32_t pair = next[threadIdx.x];
+      std::int32_t counts_of_warps[kWarps];  // all read before the first is written: reads need not wait for writes
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) counts_of_warps[w] = of_warps[w][threadIdx.x];
+#pragma unroll
       for (int w = 0; w < kWarps; ++w) {
-        const std::int32_t count = of_warps[w][threadIdx.x];
         of_warps[w][threadIdx.x] = pair;
-        pair += count;
+        pair += counts_of_warps[w];
       }
       next[threadIdx.x] = pair;
     }
