@@ -49,7 +49,7 @@ BytePairTokenizer::BytePairTokenizer(BytePairOptions options)
     : pieces_(std::move(options.pieces)), fingerprint_(options.fingerprint) {
   require_unicode();
   std::unordered_map<std::string_view, std::int32_t> ids;
-  for (const std::string& piece : pieces_) ids.emplace(piece, static_cast<std::int32_t>(&piece - pieces_.data()));
+  for (std::int32_t id = 0; id < vocabulary_size(); ++id) ids.emplace(pieces_[static_cast<std::size_t>(id)], id);
   const auto id_of = [&](const std::string& piece) {
     const auto at = ids.find(piece);
     check(at != ids.end(), "byte pairs: the vocabulary of ", pieces_.size(), " pieces has no \"", piece, '"');

@@ -28,7 +28,8 @@ bool splits_words(char32_t c) {
 
 WordPieceTokenizer::WordPieceTokenizer(WordPieceOptions options) : options_(std::move(options)) {
   require_unicode();
-  for (const std::string& piece : options_.pieces) ids_.emplace(piece, static_cast<std::int32_t>(ids_.size()));
+  for (std::int32_t id = 0; id < vocabulary_size(); ++id)
+    ids_.emplace(options_.pieces[static_cast<std::size_t>(id)], id);
   unknown_ = id_of(options_.unknown);
   first_ = id_of(options_.first);
   separator_ = id_of(options_.separator);

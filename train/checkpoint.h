@@ -54,6 +54,9 @@ OpenCheckpoint open_checkpoint(const std::filesystem::path& path);
 std::optional<OpenCheckpoint> latest_good(const std::filesystem::path& folder,
                                           const std::function<void(const std::string&)>& report);
 
+/// Whether a checkpoint holds the weights of a model and nothing to go on from, as that of an imported one does.
+bool holds_weights_only(const OpenCheckpoint& checkpoint);
+
 /// The checkpoints in `folder` by step, oldest first. Unverified.
 std::vector<std::pair<std::int64_t, std::filesystem::path>> list_checkpoints(const std::filesystem::path& folder);
 

@@ -27,7 +27,10 @@ TaskTrainer::TaskTrainer(const RunFolder& run, Task& task, const TrainingConfig&
   seed_all(static_cast<std::uint64_t>(training.seed));
   const auto checkpoint =
       latest_good(run.checkpoints_path(), [this](const std::string& line) { progress_.message(line); });
-  if (checkpoint) {
+  if (checkpoint && holds_weights_only(*checkpoint)) {
+    load_tensors(checkpoint->model, state_tensors(task.model()));
+    steps_.optimizer().refresh_masters();
+  } else if (checkpoint) {
     check_continues(*checkpoint, state_section(*checkpoint, "config"), config);
     load_tensors(checkpoint->model, state_tensors(task.model()));
     load_tensors(checkpoint->optimizer, steps_.optimizer().state_tensors());

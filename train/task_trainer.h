@@ -17,7 +17,7 @@ class TaskTrainer {
  public:
   /// `config` is the run's whole configuration, of which `training` and `optimizer` are sections; progress goes to
   /// `out`. Seeds the default generators, then continues from the newest good checkpoint in the run's folder, or begins
-  /// when there is none.
+  /// when there is none, or with the weights of one that holds nothing else.
   TaskTrainer(const RunFolder& run, Task& task, const TrainingConfig& training, const OptimizerConfig& optimizer,
               const boost::json::object& config, std::FILE* out = stdout);
 

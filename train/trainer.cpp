@@ -17,7 +17,7 @@ Trainer::Trainer(const RunFolder& run, const Config& config, const TokenizedText
       latest_good(run.checkpoints_path(), [this](const std::string& line) { progress_.message(line); });
   if (checkpoint) {
     state_.restore(*checkpoint);
-    saved_step_ = checkpoint->step;
+    if (!holds_weights_only(*checkpoint)) saved_step_ = checkpoint->step;
   }
   metrics_.emplace(run.metrics_path(), state_.step());
   reset_peak_memory(state_.device());

@@ -210,6 +210,11 @@ Checkpoint TrainingState::snapshot() const {
 }
 
 void TrainingState::restore(const OpenCheckpoint& checkpoint) {
+  if (holds_weights_only(checkpoint)) {
+    load_tensors(checkpoint.model, state_tensors(*model_));
+    optimizer_->refresh_masters();
+    return;
+  }
   // Read as a configuration: keys that are younger than the checkpoint have their defaults.
   const auto saved = train::to_json(config_from_json<Config>(state_section(checkpoint, "config")));
   check_continues(checkpoint, saved, train::to_json(config_));

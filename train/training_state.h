@@ -59,7 +59,8 @@ class TrainingState {
   std::vector<StepRecord> take_records();
 
   Checkpoint snapshot() const;
-  /// Continues from a checkpoint; throws Error naming what does not fit. Records not yet taken are dropped.
+  /// Continues from a checkpoint, or begins with its weights where it holds nothing else; throws Error naming what does
+  /// not fit. Records not yet taken are dropped.
   void restore(const OpenCheckpoint& checkpoint);
   /// Name of the first parameter that holds a NaN or an infinity; empty for none. Waits for the device.
   std::string nonfinite_parameter() const;

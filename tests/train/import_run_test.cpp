@@ -60,6 +60,25 @@ class ImportedRunWithTokenizer : public ChangedImport {
     EXPECT_EQ(task->layers(), 2);
     // All embeddings are alike, so every piece is as likely as another.
     EXPECT_NEAR(task->evaluate().loss, std::log(static_cast<double>(pieces)), 1e-4);
+    for (const char* dtype : {"f32", "bf16"}) expect_training_begins(pieces, dtype);
+  }
+
+  /// ... with the weights that were imported, which so small a learning rate leaves as they are.
+  void expect_training_begins(std::int64_t pieces, const std::string& dtype) {
+    SCOPED_TRACE(dtype);
+    const fs::path out = folder_ / dtype;
+    write_run(folder_.path(),
+              {"data.files=[\"" + text_file().string() + "\"]", "training.dtype=" + dtype, "training.steps=3",
+               "training.batch=2", "training.log_every=1", "optimizer.learning_rate=1e-9",
+               "training.device=" + testing::text_of(default_device())},
+              out);
+    const RunFolder run = RunFolder::open(out);
+    ASSERT_EQ(train_run(run, run.config()), Trainer::Outcome::finished);
+    const auto lines = read_metrics(run.metrics_path());
+    ASSERT_GE(lines.size(), 3u);
+    for (std::size_t i = 0; i < 3; ++i)
+      EXPECT_NEAR(lines[i].at("loss").as_double(), std::log(static_cast<double>(pieces)), 1e-3);
+    EXPECT_FALSE(holds_weights_only(open_checkpoint(checkpoint_of(out, 3))));
   }
 
   fs::path text_file() {
@@ -182,6 +201,27 @@ TEST_F(ImportedRun, OfABertClassifiesTextsAsTheLibraryDoes) {
   Conversion converted(folder_ / "converted", conversion, "", kNobody);
   ASSERT_TRUE(converted.run([] { return false; }));
   EXPECT_CLOSE(converted.task().validation_pass().run(), expected("bert_texts", "logits"), kTolerance);
+}
+
+TEST_F(ImportedRun, OfABertTrainsOn) {
+  if (!data::has_unicode()) GTEST_SKIP() << "built without utf8proc";
+  std::vector<std::string> overrides = labelled_texts();
+  for (const char* override : {"training.steps=2", "training.batch=4", "training.log_every=1", "model.dropout=0",
+                               "model.attention.dropout=0", "optimizer.learning_rate=1e-12"})
+    overrides.emplace_back(override);
+  const fs::path out = folder_ / "run";
+  write_run(fixture("bert_texts"), overrides, out);
+  const auto logits = expected("bert_texts", "logits").to_vector<float>();
+  double loss = 0;  // of labels good, bad, good, bad, which are classes 0 and 1
+  for (std::size_t i = 0; i < 4; ++i) {
+    const double right = logits[2 * i + i % 2], wrong = logits[2 * i + 1 - i % 2];
+    loss += std::log1p(std::exp(wrong - right)) / 4;
+  }
+  const RunFolder run = RunFolder::open(out);
+  train_classifier(run, load_config<ClassifierConfig>(run.config_path()));
+  const auto lines = read_metrics(run.metrics_path());
+  ASSERT_GE(lines.size(), 2u);
+  for (std::size_t i = 0; i < 2; ++i) EXPECT_NEAR(lines[i].at("loss").as_double(), loss, 1e-5);
 }
 
 TEST_F(ImportedRun, OfABertWithoutItsTokenizerRefusesTexts) {

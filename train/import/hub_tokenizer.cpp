@@ -81,11 +81,11 @@ std::map<char32_t, char> visible_bytes() {
 
 /// The bytes that `visible` stands for; itself where it is written otherwise, as added tokens may be.
 std::string hidden_bytes(const std::string& visible) {
-  static const std::map<char32_t, char> kBytes = visible_bytes();
+  static const std::map<char32_t, char> bytes_of_visible = visible_bytes();
   std::string bytes;
   for (const char32_t c : data::code_points(visible)) {
-    const auto at = kBytes.find(c);
-    if (at == kBytes.end()) return visible;
+    const auto at = bytes_of_visible.find(c);
+    if (at == bytes_of_visible.end()) return visible;
     bytes += at->second;
   }
   return bytes;

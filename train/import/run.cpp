@@ -57,6 +57,7 @@ void write_language_model(const HubFolder& folder, const std::vector<std::string
   change(config, overrides);
   validate(config);
   const auto model = import_language_model(folder, config.model);
+  model->to(config.dtype());
   if (config.data.tokenizer.kind != TokenizerKind::none) prepare_text(config, RunFolder::text_path(out), report);
   write_run(out, to_json(config), *model);
 }
@@ -87,6 +88,7 @@ void write_classifier(const HubFolder& folder, const std::vector<std::string>& o
   if (config.model.kind == ClassifierKind::text_classifier) config.data.tokenizer = tokenizer_of(folder, report);
   change(config, overrides);
   const auto model = import_classifier(folder, config.model);
+  model->to(dtype_of(config.training.dtype));
   make_text_folder(RunFolder::text_path(out));
   keep_tokenizer(config.data.tokenizer, RunFolder::text_path(out));
   if (config.data.files.empty() && config.data.images.empty())

@@ -10,7 +10,7 @@
 namespace switchyard::train {
 
 /// Writes an imported model as the folder of a run `out`: a configuration, changed by `overrides` ("key=value"), and
-/// the weights as the checkpoint of step 0.
+/// the weights, in its training.dtype, as the checkpoint of step 0, with which training begins.
 ///
 /// The tokenizer of a model that reads text comes along: a SentencePiece tokenizer.model, or else a tokenizer.json that
 /// load_hub_tokenizer takes. Without either, whatever asks the run for its tokenizer gets an Error. A language model
