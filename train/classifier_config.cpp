@@ -67,8 +67,9 @@ void describe_data(Schema& schema, ClassifierDataConfig& data) {
 }
 
 void validate_classes(const std::vector<std::string>& classes) {
-  check(classes.size() != 1, "config: data.classes: \"", classes[0],
-        "\" alone is nothing to tell apart, expected at least two classes, or none");
+  if (classes.size() == 1)
+    fail("config: data.classes: \"", classes[0],
+         "\" alone is nothing to tell apart, expected at least two classes, or none");
   std::set<std::string> names;
   for (const std::string& name : classes)
     check(names.insert(name).second, "config: data.classes: \"", name, "\" is named twice, expected each class once");
