@@ -118,11 +118,11 @@ __device__ inline void store_vector(Bf16* row, int column, int width, const Vect
       *reinterpret_cast<Vector<Bf16, 4>*>(row + column + i) = reinterpret_cast<const Vector<Bf16, 4>*>(&values)[i / 4];
 }
 
-/// Writes a warp's 16 x kColumns sums to `rows` rows of y, `width` wide, from `column` on: 64 columns at a time by way
-/// of shared memory, so that lines are written whole.
-template <int kColumns>
-__device__ inline void store_rows(const float (&sums)[kColumns / 2], Bf16* results, Bf16* y, int rows, int first_column,
-                                  int width) {
+/// Writes a warp's 16 x kColumns sums to `rows` rows, `width` wide, from `column` on: row i begins at row_at(i). 64
+/// columns at a time by way of shared memory, so that lines are written whole.
+template <int kColumns, class RowAt>
+__device__ inline void store_rows(const float (&sums)[kColumns / 2], Bf16* results, RowAt row_at, int rows,
+                                  int first_column, int width) {
   const int lane = threadIdx.x % 32, group = lane / 4, member = lane % 4;
 #pragma unroll
   for (int begin = 0; begin < kColumns; begin += kLineValues) {
@@ -139,11 +139,19 @@ __device__ inline void store_rows(const float (&sums)[kColumns / 2], Bf16* resul
     for (int i = 0; i < 4; ++i) {
       const int row = i * 4 + lane / 8, vector = lane % 8, column = begin + vector * kVector;
       if (row < rows && column < kColumns)
-        store_vector(y + static_cast<std::int64_t>(row) * width, first_column + column, width,
+        store_vector(row_at(row), first_column + column, width,
                      *reinterpret_cast<const Vector<Bf16, kVector>*>(results + swizzled(row, vector)));
     }
     __syncwarp();
   }
+}
+
+/// The same for rows of y that follow each other.
+template <int kColumns>
+__device__ inline void store_rows(const float (&sums)[kColumns / 2], Bf16* results, Bf16* y, int rows, int first_column,
+                                  int width) {
+  const auto row_at = [=](int row) { return y + static_cast<std::int64_t>(row) * width; };
+  store_rows<kColumns>(sums, results, row_at, rows, first_column, width);
 }
 
 /// A multiplying warp says that it is done with the stage of a step.

@@ -86,6 +86,8 @@ SWITCHYARD_ABSENT(inverse_target_count, T, std::int64_t, T)
 
 // masked_feed_forward.h
 SWITCHYARD_ABSENT(decode_feed_forward, T, const ops::ExpertLayer&, T, ops::Activation, T, T)
+bool block_feed_forward_fits(T, const ops::ExpertLayer&, ops::Activation) { no_backend("block_feed_forward_fits"); }
+SWITCHYARD_ABSENT(block_feed_forward, T, const ops::ExpertLayer&, T, ops::Activation, T, T)
 SWITCHYARD_ABSENT(keep_chosen, T, T)
 
 // matmul.h

@@ -8,6 +8,13 @@ namespace switchyard::cuda {
 /// neurons give.
 void decode_feed_forward(const Tensor& x, const ops::ExpertLayer& layer, const Tensor& mask, ops::Activation activation,
                          const Tensor& hidden, const Tensor& y);
+/// Whether block_feed_forward can do this on x's GPU; operands as there.
+bool block_feed_forward_fits(const Tensor& x, const ops::ExpertLayer& layer, ops::Activation activation);
+/// ops::masked_feed_forward without a gate, for many tokens and small experts, by blocks of tokens and neurons: a block
+/// in which no token has chosen an expert is left out. Operands are dense, but of up each neuron's weights lie
+/// together: it is the transposed view of [E, S, D]. hidden [N, E S] is room for the chosen neurons.
+void block_feed_forward(const Tensor& x, const ops::ExpertLayer& layer, const Tensor& mask, ops::Activation activation,
+                        const Tensor& hidden, const Tensor& y);
 /// hidden [N, E S] becomes 0 where the mask [N, E], dense as well, leaves an expert out.
 void keep_chosen(const Tensor& hidden, const Tensor& mask);
 

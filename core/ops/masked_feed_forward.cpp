@@ -9,9 +9,10 @@ namespace switchyard::ops {
 namespace {
 
 constexpr const char* kOp = "masked_feed_forward";
-// On a GPU: up to how many tokens it is cheapest to read the weights for each of them, and below how many neurons an
-// expert is too small a product to be worth gathering its tokens.
-constexpr std::int64_t kFewTokens = 16, kFewNeurons = 64;
+// On a GPU: up to how many tokens it is cheapest to read the weights for each of them; below how many neurons an expert
+// is too small a product to be worth gathering its tokens; and from how many tokens on it pays then to put them in
+// order.
+constexpr std::int64_t kFewTokens = 16, kFewNeurons = 64, kManyTokens = 2048;
 
 void check_weight(const char* name, const Tensor& weight, const Shape& shape, const Tensor& x, bool required) {
   if (!required && !weight.defined()) return;
@@ -50,6 +51,20 @@ Tensor decode(const Tensor& x, const ExpertLayer& layer, const Tensor& mask, Act
   return y;
 }
 
+/// By blocks of tokens and neurons; undefined where the GPU or the operands do not allow that.
+Tensor by_blocks(const Tensor& x, const ExpertLayer& layer, const Tensor& mask, Activation activation) {
+  if (layer.gate.defined()) return {};
+  const auto by_neuron = [](const Tensor& weight) { return weight.transpose(1, 2).contiguous().transpose(1, 2); };
+  const Tensor rows = x.contiguous();
+  const ExpertLayer plain{by_neuron(layer.up), dense(layer.up_bias), {}, {}, dense(layer.down)};
+  if (!cuda::block_feed_forward_fits(rows, plain, activation)) return {};
+  const Tensor y = Tensor::empty({x.size(0), layer.down.size(2)}, x.dtype(), x.device());
+  const Tensor hidden = Tensor::empty({x.size(0), layer.up.size(0) * layer.up.size(2)}, x.dtype(), x.device());
+  const ProfileScope scope(kOp);
+  cuda::block_feed_forward(rows, plain, mask.contiguous(), activation, hidden, y);
+  return y;
+}
+
 /// All experts for all tokens; then the neurons that the mask leaves out become 0.
 Tensor all_experts(const Tensor& x, const ExpertLayer& layer, const Tensor& mask, Activation activation) {
   const std::int64_t neurons = layer.up.size(0) * layer.up.size(2);
@@ -80,7 +95,11 @@ Tensor masked_feed_forward(const Tensor& x, const ExpertLayer& layer, const Tens
   check_operands(x, layer, mask);
   const bool on_gpu = x.device().is_cuda();
   if (on_gpu && x.size(0) <= kFewTokens) return decode(x, layer, mask, activation);
-  if (on_gpu && layer.up.size(2) < kFewNeurons) return all_experts(x, layer, mask, activation);
+  if (on_gpu && layer.up.size(2) < kFewNeurons) {
+    const bool many = x.size(0) >= kManyTokens;
+    const Tensor y = many ? by_blocks(x, layer, mask, activation) : Tensor{};
+    return y.defined() ? y : all_experts(x, layer, mask, activation);
+  }
   return by_plan(x, layer, mask, activation);
 }
 

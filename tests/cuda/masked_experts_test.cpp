@@ -71,6 +71,34 @@ TEST(CudaMaskedExperts, SumsOverTheExpertsOfATokenReadNoRowWithoutAPair) {
       }
 }
 
+/// About `share` of the experts; the first half of the tokens wants none of the later experts.
+Tensor uneven_mask(const Case& c, double share) {
+  const Tensor mask = mask_of(c, share);
+  mask.slice(0, 0, c.tokens / 2).slice(1, c.experts / 3, c.experts).fill(0);
+  return mask;
+}
+
+TEST(CudaMaskedExperts, SmallExpertsOfManyTokens) {
+  SKIP_WITHOUT_GPU();
+  const Case cases[] = {{2048, 9, 8, 16},    {2500, 300, 4, 32},  {3001, 130, 24, 72},
+                        {2111, 1700, 6, 24}, {2049, 512, 8, 100}, {2300, 33, 6, 64}};
+  for (const Case& c : cases)
+    for (const double share : {0.0, 0.02, 0.4})
+      for (const bool plain : {false, true}) {
+        const auto layer = [plain](const Tensors& in) -> Tensors {
+          const ops::ExpertLayer weights{in[1], plain ? Tensor{} : in[2], {}, {}, in[3]};
+          return {
+              ops::masked_feed_forward(in[0], weights, in[4], plain ? ops::Activation::gelu : ops::Activation::relu)};
+        };
+        expect_parity(layer,
+                      {random_tensor({c.tokens, c.width}, 1, DType::bf16),
+                       random_tensor({c.experts, c.width, c.neurons}, 2, DType::bf16),
+                       random_tensor({c.experts, c.neurons}, 3, DType::bf16),
+                       random_tensor({c.experts, c.neurons, c.width + 8}, 4, DType::bf16), uneven_mask(c, share)},
+                      DType::bf16, "masked_feed_forward of small experts");
+      }
+}
+
 TEST(CudaMaskedExperts, WholeLayers) {
   SKIP_WITHOUT_GPU();
   for (Case c : kCases)
