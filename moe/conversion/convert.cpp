@@ -1,5 +1,11 @@
 #include "moe/conversion/convert.h"
 
+#include <algorithm>
+#include <numeric>
+
+#include "core/ops/index.h"
+#include "core/ops/reduce.h"
+#include "moe/conversion/router_training.h"
 #include "moe/conversion/split.h"
 
 namespace switchyard::moe {
@@ -75,6 +81,23 @@ std::vector<DynamicFeedForward*> convert_projections(nn::Module& model, const Co
     conversion.attention->set_stand_in(conversion.kind, std::move(conversion.layer));
   }
   return converted;
+}
+
+void order_by_norm(DynamicFeedForward& layer, const Tensor& rows) {
+  const ExpertWeights weights = layer.weights();
+  const Tensor norms = expert_output_norms(rows, weights, layer.activation());
+  const std::vector<double> means = ops::mean(norms, {0}).to_vector<double>();
+  std::vector<std::int64_t> order(means.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](std::int64_t a, std::int64_t b) {
+    return means[static_cast<std::size_t>(a)] > means[static_cast<std::size_t>(b)];
+  });
+  const std::int64_t experts = weights.experts();
+  const Tensor places = Tensor::from(order, {experts}).to(rows.device());
+  for (const Tensor& tensor : {weights.up, weights.up_bias, weights.gate, weights.gate_bias, weights.down})
+    if (tensor.defined())
+      tensor.copy_from(
+          ops::embedding(tensor.reshape({experts, tensor.numel() / experts}), places).view(tensor.shape()));
 }
 
 std::vector<DynamicFeedForward*> converted_layers(nn::Module& model) {

@@ -38,6 +38,11 @@ std::vector<DynamicFeedForward*> convert_feed_forwards(nn::LanguageModel& model,
 std::vector<DynamicFeedForward*> convert_projections(nn::Module& model, const ConversionOptions& options,
                                                      Generator& generator = nn::initial_weights());
 
+/// Puts a layer's experts in order of the mean norm of their outputs on rows [N, D], largest first: those that are
+/// seldom worth running end up as neighbours at the end, where a GPU finds whole blocks of them to leave out. The
+/// layer's function stays the same. For layers whose routers are not trained yet: routers know experts by their place.
+void order_by_norm(DynamicFeedForward& layer, const Tensor& rows);
+
 /// The converted layers of a model, in its order.
 std::vector<DynamicFeedForward*> converted_layers(nn::Module& model);
 

@@ -33,6 +33,19 @@ void reshape(Task& task, const ConversionConfig& config) {
   moe::convert_projections(task.model(), projection_options, generator);
 }
 
+/// By what they do with a batch of training data.
+void order_experts(Task& task) {
+  const auto layers = moe::converted_layers(task.model());
+  std::vector<Tensor> rows(layers.size());
+  for (std::size_t i = 0; i < layers.size(); ++i)
+    layers[i]->set_observer([&rows, i](const Tensor& seen) { rows[i] = seen; });
+  task.run_training_batch();
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    layers[i]->set_observer({});
+    moe::order_by_norm(*layers[i], rows[i]);
+  }
+}
+
 std::optional<boost::json::object> run(PhaseContext& context) {
   Generator generator(static_cast<std::uint64_t>(context.config.training.seed));
   const moe::ConversionOptions options = options_of(context.config);
@@ -50,6 +63,7 @@ std::optional<boost::json::object> run(PhaseContext& context) {
   const auto projections =
       moe::convert_projections(context.task.model(), projection_options_of(context.config), generator);
   if (!projections.empty()) context.say(format("experts  %zu projections", projections.size()));
+  order_experts(context.task);
   return to_json(context.task.evaluate());
 }
 

@@ -2,9 +2,12 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <set>
 
+#include "core/ops/reduce.h"
 #include "moe/conversion/projection.h"
+#include "moe/conversion/router_training.h"
 #include "moe/language_model.h"
 #include "tests/support/close.h"
 #include "tests/support/tensors.h"
@@ -54,6 +57,25 @@ TEST(Convert, AllExpertsGiveTheDenseModelsLogits) {
     EXPECT_CLOSE(model->logits(tokens()).data(), before, 1e-5);
     for (DynamicFeedForward* layer : layers) layer->set_gate({GateMode::topk, 1});
     EXPECT_GT(testing::max_error(model->logits(tokens()).data(), before), 1e-3);
+  }
+}
+
+TEST(Convert, ExpertsInOrderOfTheirNormsAreTheSameLayer) {
+  for (const FeedForwardKind kind : {FeedForwardKind::dense, FeedForwardKind::glu}) {
+    const auto model = build_language_model(config_of(kind));
+    model->to(DType::f64);
+    DynamicFeedForward& layer = *convert_feed_forwards(*model, options_of(6)).front();
+    const Tensor rows = testing::random_tensor({50, 24}, 3), all = Tensor::full({50, 10}, 1, DType::boolean);
+    const auto norms = [&] {
+      return ops::mean(expert_output_norms(rows, layer.weights(), layer.activation()), {0}).to_vector<double>();
+    };
+    std::vector<double> expected = norms();
+    const Tensor before = layer.run(Variable(rows), all).data();
+    EXPECT_FALSE(std::is_sorted(expected.rbegin(), expected.rend()));
+    order_by_norm(layer, rows);
+    EXPECT_CLOSE(layer.run(Variable(rows), all).data(), before, 1e-12);
+    std::sort(expected.rbegin(), expected.rend());
+    for (std::size_t e = 0; e < expected.size(); ++e) EXPECT_NEAR(norms()[e], expected[e], 1e-12);
   }
 }
 
