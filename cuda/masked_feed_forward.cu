@@ -137,32 +137,30 @@ __global__ void __launch_bounds__(kMostThreads)
     y[static_cast<std::int64_t>(token) * layer.outputs + at] = convert<D>(sum);
 }
 
-/// A thread for kValues neighbours of a row of hidden [N, E S].
+/// A block for a row of hidden [N, E S]; each thread takes kValues neighbours at a time.
 template <int kValues, class D>
-__global__ void zero_others(const bool* mask, std::int64_t vectors, int experts, int neurons, D* hidden) {
-  const std::int64_t index = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (index >= vectors) return;
-  const int per_row = experts * neurons / kValues;
-  const std::int64_t token = index / per_row;
-  const int first = static_cast<int>(index - token * per_row) * kValues;
-  int expert = first / neurons, rest = neurons - (first - expert * neurons);  // neurons of this expert still to come
-  const bool* row = mask + token * experts;
-  bool kept[kValues], all = true, any = false;
+__global__ void zero_others(const bool* mask, int experts, int neurons, D* hidden) {
+  const bool* row = mask + static_cast<std::int64_t>(blockIdx.x) * experts;
+  D* own = hidden + static_cast<std::int64_t>(blockIdx.x) * experts * neurons;
+  for (int first = threadIdx.x * kValues; first < experts * neurons; first += blockDim.x * kValues) {
+    int expert = first / neurons, rest = neurons - (first - expert * neurons);  // neurons of this expert still to come
+    bool kept[kValues], all = true, any = false;
 #pragma unroll
-  for (int i = 0; i < kValues; ++i) {
-    if (rest-- == 0) ++expert, rest = neurons - 1;
-    kept[i] = row[expert];
-    all &= kept[i];
-    any |= kept[i];
+    for (int i = 0; i < kValues; ++i) {
+      if (rest-- == 0) ++expert, rest = neurons - 1;
+      kept[i] = row[expert];
+      all &= kept[i];
+      any |= kept[i];
+    }
+    if (all) continue;
+    auto* at = reinterpret_cast<Vector<D, kValues>*>(own + first);
+    Vector<D, kValues> values;
+    if (any) values = *at;
+#pragma unroll
+    for (int i = 0; i < kValues; ++i)
+      if (!kept[i]) values.values[i] = convert<D>(compute_t<D>(0));
+    *at = values;
   }
-  if (all) return;
-  auto* at = reinterpret_cast<Vector<D, kValues>*>(hidden) + index;
-  Vector<D, kValues> values;
-  if (any) values = *at;
-#pragma unroll
-  for (int i = 0; i < kValues; ++i)
-    if (!kept[i]) values.values[i] = convert<D>(compute_t<D>(0));
-  *at = values;
 }
 
 /// Calls f with the widest access, in elements of at most 16 bytes together, that divides rows of `width` elements.
@@ -226,10 +224,9 @@ void keep_chosen(const Tensor& hidden, const Tensor& mask) {
   dispatch_floating(hidden.dtype(), "masked_feed_forward", [&](auto tag) {
     using T = typename decltype(tag)::type;
     with_access<device_t<T>>(hidden.size(1), [&](auto access) {
-      const std::int64_t vectors = hidden.numel() / access.value;
       const auto experts = static_cast<int>(mask.size(1)), neurons = static_cast<int>(hidden.size(1)) / experts;
-      zero_others<access.value><<<blocks_for(vectors, kThreads), kThreads, 0, stream_of(hidden)>>>(
-          mask.data<bool>(), vectors, experts, neurons, pointer<T>(hidden));
+      zero_others<access.value><<<blocks_for(hidden.size(0), 1), kThreads, 0, stream_of(hidden)>>>(
+          mask.data<bool>(), experts, neurons, pointer<T>(hidden));
     });
   });
   check_launch("masked_feed_forward: mask");

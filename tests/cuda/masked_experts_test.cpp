@@ -80,8 +80,8 @@ Tensor uneven_mask(const Case& c, double share) {
 
 TEST(CudaMaskedExperts, SmallExpertsOfManyTokens) {
   SKIP_WITHOUT_GPU();
-  const Case cases[] = {{2048, 9, 8, 16},    {2500, 300, 4, 32},  {3001, 130, 24, 72},
-                        {2111, 1700, 6, 24}, {2049, 512, 8, 100}, {2300, 33, 6, 64}};
+  const Case cases[] = {{8192, 9, 8, 16},    {8500, 300, 4, 32},   {9001, 130, 24, 72},
+                        {8199, 1700, 6, 24}, {8193, 128, 40, 100}, {8300, 33, 6, 64}};
   for (const Case& c : cases)
     for (const double share : {0.0, 0.02, 0.4})
       for (const bool plain : {false, true}) {

@@ -1,0 +1,117 @@
+// The order in which tokens run that choose small experts, many of 4 to 24 neurons, so that much can be left out.
+//
+// Neurons are taken in blocks of 128, as the tensor cores want them, tokens in tiles of 128; a tile leaves out a block
+// in which none of its tokens chooses an expert. Tokens as they come hardly agree. So they are sorted by which blocks
+// (in wide layers: groups of neighbouring blocks) they want, as a number whose highest bit is the last block. Where
+// experts that are seldom chosen come last, as conversion leaves them, a tile then has little more to do than one of
+// its tokens: with masks of converted language models, tiles of 50,000 tokens want 43% to 55% of the blocks where a
+// token chooses a tenth of the experts, and 72% to 78% with a quarter.
+
+#include <cub/device/device_radix_sort.cuh>
+
+#include "cuda/device/reduce.cuh"
+#include "cuda/masked_order.cuh"
+
+namespace switchyard::cuda {
+namespace {
+
+constexpr int kMostGroups = 32;
+// The sort takes eight bits a pass. Two passes suffice: nearly all tokens want the first groups anyway.
+constexpr int kSortedGroups = 16;
+
+std::uint32_t* words_of(const Tensor& tensor) { return reinterpret_cast<std::uint32_t*>(tensor.data<std::int32_t>()); }
+
+__device__ inline std::uint32_t warp_union(std::uint32_t bits) {
+  return warp_reduce(bits, [](std::uint32_t a, std::uint32_t b) { return a | b; });
+}
+
+/// 32 bits of a row of bits from bit `first` on.
+__device__ inline std::uint32_t bits_from(const std::uint32_t* row, int first) {
+  return __funnelshift_r(row[first / 32], row[first / 32 + 1], first % 32);
+}
+
+/// A warp for each token. Dynamic shared memory: the mask's row as bits, and a word more, for each warp.
+__global__ void find_choices(const bool* mask, int tokens, int experts, NeuronBlocks blocks, std::uint32_t* bits,
+                             std::uint32_t* keys, std::int32_t* ids) {
+  extern __shared__ std::uint32_t rows[];
+  const int token = static_cast<int>((blockIdx.x * blockDim.x + threadIdx.x) / 32), lane = threadIdx.x % 32;
+  if (token >= tokens) return;
+  const int expert_words = (experts + 31) / 32, words = blocks.count * kBlockWords, size = blocks.neurons / experts;
+  std::uint32_t* row = rows + threadIdx.x / 32 * (expert_words + 1);
+  const bool* from = mask + static_cast<std::int64_t>(token) * experts;
+#pragma unroll 8
+  for (int word = 0; word < expert_words; ++word) {
+    const int expert = word * 32 + lane;
+    const std::uint32_t chosen = __ballot_sync(0xffffffffu, expert < experts && from[expert]);
+    if (lane == 0) row[word] = chosen;
+  }
+  if (lane == 0) row[expert_words] = 0;
+  __syncwarp();
+  std::uint32_t key = 0;
+  for (int word = lane; word < words; word += 32) {
+    const int first = word * 32, expert = first / size;
+    std::uint32_t chosen = 0;
+    std::uint32_t choice = first < blocks.neurons ? bits_from(row, expert) : 0;
+    for (int begin = expert * size - first; begin < 32; begin += size, choice >>= 1) {
+      const int low = max(begin, 0), high = min(begin + size, 32);  // the expert's neurons in this word
+      if (choice & 1) chosen |= 0xffffffffu >> (32 - (high - low)) << low;
+    }
+    bits[static_cast<std::int64_t>(token) * words + word] = chosen;
+    if (chosen != 0) key |= 1u << (word / kBlockWords / blocks.per_group);
+  }
+  key = warp_union(key);
+  if (lane == 0) keys[token] = key, ids[token] = token;
+}
+
+/// A warp for each tile. Every tile wants the first group at least: tokens without experts get their zeros from it.
+__global__ void find_tile_groups(const std::uint32_t* keys, int tokens, std::uint32_t* tile_groups) {
+  const int tile = static_cast<int>((blockIdx.x * blockDim.x + threadIdx.x) / 32), lane = threadIdx.x % 32;
+  const int first = tile * kBlockTokens;
+  if (first >= tokens) return;
+  std::uint32_t groups = 1;
+  for (int place = first + lane; place < min(first + kBlockTokens, tokens); place += 32) groups |= keys[place];
+  groups = warp_union(groups);
+  if (lane == 0) tile_groups[tile] = groups;
+}
+
+}  // namespace
+
+NeuronBlocks::NeuronBlocks(std::int64_t all_neurons)
+    : neurons(static_cast<int>(all_neurons)),
+      count((neurons + kBlockNeurons - 1) / kBlockNeurons),
+      per_group((count + kMostGroups - 1) / kMostGroups) {}
+
+Choices OrderedTokens::choices() const {
+  return {static_cast<int>(order.numel()), words_of(bits), order.data<std::int32_t>(), words_of(tile_groups)};
+}
+
+OrderedTokens order_by_choice(const Tensor& mask, const NeuronBlocks& blocks) {
+  const Context& ctx = context(mask.device());
+  const std::int64_t tokens = mask.size(0), tiles = (tokens + kBlockTokens - 1) / kBlockTokens;
+  const auto words = [&](const Shape& shape) { return Tensor::empty(shape, DType::i32, mask.device()); };
+  const OrderedTokens ordered{words({tokens, blocks.count, kBlockWords}), words({tokens}), words({tiles})};
+  const Tensor keys = words({tokens}), sorted_keys = words({tokens}), ids = words({tokens});
+  const auto count = static_cast<int>(tokens);
+  const std::size_t row_bytes = sizeof(std::uint32_t) * static_cast<std::size_t>((mask.size(1) + 31) / 32 + 1);
+  find_choices<<<blocks_for(tokens * 32, kThreads), kThreads, kThreads / 32 * row_bytes, ctx.stream>>>(
+      mask.data<bool>(), count, static_cast<int>(mask.size(1)), blocks, words_of(ordered.bits), words_of(keys),
+      ids.data<std::int32_t>());
+  check_launch("masked_feed_forward: choices");
+  const auto sort = [&](void* room, std::size_t& bytes) {
+    check_cuda(
+        cub::DeviceRadixSort::SortPairs(room, bytes, words_of(keys), words_of(sorted_keys), ids.data<std::int32_t>(),
+                                        ordered.order.data<std::int32_t>(), count,
+                                        std::max(0, blocks.groups() - kSortedGroups), blocks.groups(), ctx.stream),
+        "masked_feed_forward: order");
+  };
+  std::size_t bytes = 0;
+  sort(nullptr, bytes);
+  const Tensor room = Tensor::empty({static_cast<std::int64_t>(bytes)}, DType::boolean, mask.device());
+  sort(room.raw(), bytes);
+  find_tile_groups<<<blocks_for(tiles * 32, kThreads), kThreads, 0, ctx.stream>>>(words_of(sorted_keys), count,
+                                                                                  words_of(ordered.tile_groups));
+  check_launch("masked_feed_forward: groups");
+  return ordered;
+}
+
+}  // namespace switchyard::cuda
