@@ -1,6 +1,7 @@
-// The experts that together have a share of a row's total score. No row is sorted: an expert is wanted when the shares
-// of all better ones do not reach what is asked for, and every thread adds those up for an expert of its own. That is
-// E^2 additions a row, of E scores that stay in the first-level cache.
+// The experts near the largest score of a row, and those that together have a share of a row's total score. For these
+// no row is sorted: an expert is wanted when the shares of all better ones do not reach what is asked for, and every
+// thread adds those up for an expert of its own. That is E^2 additions a row, of E scores that stay in the first-level
+// cache.
 
 #include "core/kernels/routing.h"
 #include "cuda/device/reduce.cuh"
@@ -32,7 +33,34 @@ __global__ void share_of_row(const D* scores, int experts, compute_t<D> share, b
   }
 }
 
+/// A warp for each row.
+template <class D>
+__global__ void near_maximum_of_row(const D* scores, std::int64_t rows, int experts, compute_t<D> factor, bool* mask) {
+  using A = compute_t<D>;
+  const std::int64_t index = (static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / 32;
+  if (index >= rows) return;
+  const int lane = threadIdx.x % 32;
+  const D* row = scores + index * experts;
+  A maximum = load(row);
+#pragma unroll 8
+  for (int expert = lane; expert < experts; expert += 32) maximum = Max{}(maximum, load(row + expert));
+  const A least = factor * warp_reduce(maximum, Max{});
+#pragma unroll 8
+  for (int expert = lane; expert < experts; expert += 32) mask[index * experts + expert] = load(row + expert) >= least;
+}
+
 }  // namespace
+
+void select_near_maximum(const Tensor& scores, double tau, const Tensor& mask) {
+  dispatch_floating(scores.dtype(), "select_near_maximum", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    using A = compute_t<device_t<T>>;
+    near_maximum_of_row<<<blocks_for(scores.size(0) * 32, kThreads), kThreads, 0, stream_of(scores)>>>(
+        pointer<T>(scores), scores.size(0), static_cast<int>(scores.size(1)), static_cast<A>(1 - tau),
+        mask.data<bool>());
+  });
+  check_launch("select_near_maximum");
+}
 
 void select_share(const Tensor& scores, double share, const Tensor& mask) {
   const int experts = static_cast<int>(scores.size(1));

@@ -120,6 +120,7 @@ SWITCHYARD_ABSENT(count_nonfinite, T, T)
 // routing.h
 SWITCHYARD_ABSENT(top_k, T, T, T)
 SWITCHYARD_ABSENT(select_share, T, double, T)
+SWITCHYARD_ABSENT(select_near_maximum, T, double, T)
 SWITCHYARD_ABSENT(expert_gates, T, T, ops::GateFunction, T)
 SWITCHYARD_ABSENT(expert_gates_backward, T, T, T, ops::GateFunction, T)
 SWITCHYARD_ABSENT(mean_selection, T, T, T)

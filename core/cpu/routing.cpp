@@ -174,6 +174,24 @@ void select_share(const Tensor& scores, double share, const Tensor& mask) {
   });
 }
 
+void select_near_maximum(const Tensor& scores, double tau, const Tensor& mask) {
+  const std::int64_t experts = scores.size(1);
+  dispatch_floating(scores.dtype(), "select_near_maximum", [&]<class T>(TypeTag<T>) {
+    using A = accumulate_t<T>;
+    parallel_for(0, scores.size(0), std::max<std::int64_t>(1, 4096 / experts), [&](auto first, auto last) {
+      for (std::int64_t row = first; row < last; ++row) {
+        const T* own = scores.data<T>() + row * experts;
+        A maximum = static_cast<A>(own[0]);
+        for (std::int64_t expert = 1; expert < experts; ++expert)
+          maximum = std::max(maximum, static_cast<A>(own[expert]));
+        const A least = static_cast<A>(1 - tau) * maximum;
+        for (std::int64_t expert = 0; expert < experts; ++expert)
+          mask.data<bool>()[row * experts + expert] = static_cast<A>(own[expert]) >= least;
+      }
+    });
+  });
+}
+
 void expert_gates(const Tensor& scores, const Tensor& indices, ops::GateFunction function, const Tensor& gates) {
   const std::int64_t experts = scores.size(1), k = indices.size(1);
   const auto* chosen = indices.data<std::int32_t>();

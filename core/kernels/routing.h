@@ -7,6 +7,7 @@
 SWITCHYARD_ENTRY(top_k, const Tensor& scores, const Tensor& excluded, const Tensor& indices)
 /// scores [n, E] and mask bool [n, E], dense.
 SWITCHYARD_ENTRY(select_share, const Tensor& scores, double share, const Tensor& mask)
+SWITCHYARD_ENTRY(select_near_maximum, const Tensor& scores, double tau, const Tensor& mask)
 /// scores [n, E] and indices i32 [n, k] dense, indices in range; gates [n, k] dense.
 SWITCHYARD_ENTRY(expert_gates, const Tensor& scores, const Tensor& indices, ops::GateFunction function,
                  const Tensor& gates)

@@ -48,6 +48,12 @@ void check_gate_operands(const char* op, const Tensor& scores, const Tensor& ind
         " do not name experts of the rows of scores ", scores.shape());
 }
 
+void check_selection(const char* op, const Tensor& scores, const char* name, double value) {
+  check(scores.defined() && scores.rank() >= 1, op, ": scores must have at least one axis");
+  check(is_floating(scores.dtype()), op, ": scores must be floating, got ", scores.dtype());
+  check(value >= 0 && value <= 1, op, ": ", name, " is ", value, ", expected 0 to 1");
+}
+
 }  // namespace
 
 Tensor top_k(const Tensor& scores, std::int64_t k, const Tensor& excluded) {
@@ -75,13 +81,20 @@ Tensor top_k(const Tensor& scores, std::int64_t k, const Tensor& excluded) {
 }
 
 Tensor select_share(const Tensor& scores, double share) {
-  check(scores.defined() && scores.rank() >= 1, "select_share: scores must have at least one axis");
-  check(is_floating(scores.dtype()), "select_share: scores must be floating, got ", scores.dtype());
-  check(share >= 0 && share <= 1, "select_share: share is ", share, ", expected 0 to 1");
+  check_selection("select_share", scores, "share", share);
   const Tensor mask = Tensor::empty(scores.shape(), DType::boolean, scores.device());
   if (mask.numel() == 0) return mask;
   const Shape rows = {scores.numel() / scores.size(-1), scores.size(-1)};
   SWITCHYARD_DISPATCH(scores.device(), select_share, scores.contiguous().view(rows), share, mask.view(rows));
+  return mask;
+}
+
+Tensor select_near_maximum(const Tensor& scores, double tau) {
+  check_selection("select_near_maximum", scores, "tau", tau);
+  const Tensor mask = Tensor::empty(scores.shape(), DType::boolean, scores.device());
+  if (mask.numel() == 0) return mask;
+  const Shape rows = {scores.numel() / scores.size(-1), scores.size(-1)};
+  SWITCHYARD_DISPATCH(scores.device(), select_near_maximum, scores.contiguous().view(rows), tau, mask.view(rows));
   return mask;
 }
 

@@ -1,8 +1,6 @@
 #include "moe/conversion/gate.h"
 
-#include "core/ops/elementwise.h"
 #include "core/ops/index.h"
-#include "core/ops/reduce.h"
 #include "core/ops/routing.h"
 
 namespace switchyard::moe {
@@ -15,11 +13,6 @@ Tensor top_k_mask(const Tensor& scores, std::int64_t k) {
   // The gradient of a gather with ones is the 0/1 matrix of what was gathered.
   const Tensor ones = Tensor::ones(chosen.shape(), DType::f32, scores.device());
   return ops::gather_last_backward(ones, chosen, scores.size(-1)).to(DType::boolean);
-}
-
-Tensor near_maximum_mask(const Tensor& scores, double tau) {
-  const Tensor maximum = ops::reduce(ops::Reduction::max, scores, {-1}, true);
-  return ops::binary(ops::Binary::less_equal, ops::affine(maximum, 1 - tau), scores);
 }
 
 }  // namespace
@@ -55,7 +48,7 @@ Tensor expert_mask(const Tensor& scores, const Gate& gate) {
     case GateMode::all: return Tensor::full(scores.shape(), 1, DType::boolean, scores.device());
     case GateMode::topk: return top_k_mask(scores, gate.k);
     case GateMode::dynk: return ops::select_share(scores, gate.tau);
-    case GateMode::dynk_max: return near_maximum_mask(scores, gate.tau);
+    case GateMode::dynk_max: return ops::select_near_maximum(scores, gate.tau);
   }
   fail("expert_mask: unknown mode ", static_cast<int>(gate.mode));
 }

@@ -1,4 +1,5 @@
-// The share of a row's scores: the GPU adds up what the CPU sorts.
+// Experts chosen by their row's scores: the share of all scores, where the GPU adds up what the CPU sorts; and those
+// near the largest.
 
 #include "core/ops/routing.h"
 #include "tests/cuda/parity.h"
@@ -16,6 +17,17 @@ TEST(CudaSelectShare, OfShortAndLongRows) {
         const auto op = [share](const Tensors& in) { return Tensors{ops::select_share(in[0], share)}; };
         expect_parity(op, {random_tensor({50, experts}, 1, dtype, 0, 1)}, dtype, "select_share");
         expect_parity(op, {Tensor::zeros({3, experts}, dtype)}, dtype, "select_share of zeros");
+      }
+}
+
+TEST(CudaSelectNearMaximum, OfShortAndLongRows) {
+  SKIP_WITHOUT_GPU();
+  for (const DType dtype : kFloatingDTypes)
+    for (const std::int64_t experts : {1, 6, 33, 768})
+      for (const double tau : {0.0, 0.3, 1.0}) {
+        const auto op = [tau](const Tensors& in) { return Tensors{ops::select_near_maximum(in[0], tau)}; };
+        expect_parity(op, {random_tensor({50, experts}, 1, dtype, 0, 1)}, dtype, "select_near_maximum");
+        expect_parity(op, {Tensor::zeros({3, experts}, dtype)}, dtype, "select_near_maximum of zeros");
       }
 }
 
