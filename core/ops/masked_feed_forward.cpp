@@ -12,7 +12,7 @@ constexpr const char* kOp = "masked_feed_forward";
 // On a GPU: up to how many tokens it is cheapest to read the weights for each of them; below how many neurons an expert
 // is too small a product to be worth gathering its tokens; and from how many tokens on it pays then to put them in
 // order.
-constexpr std::int64_t kFewTokens = 16, kFewNeurons = 64, kManyTokens = 8192;
+constexpr std::int64_t kFewTokens = 16, kFewNeurons = 64, kManyTokens = 32768;
 
 void check_weight(const char* name, const Tensor& weight, const Shape& shape, const Tensor& x, bool required) {
   if (!required && !weight.defined()) return;

@@ -24,7 +24,8 @@ struct ExpertLayer {
 /// or, with a gate, of (activation(x[n] gate[e] + gate_bias[e]) (x[n] up[e] + up_bias[e])) down[e].
 /// x [N, D], mask bool [N, E] -> y [N, M]. A token without experts gets 0. The same as expert_matmul with a plan made
 /// from the mask; but a decoding step of a few tokens on a GPU makes no plan and reads only the weights of chosen
-/// experts.
+/// experts, and experts of less than 64 neurons make no plan either: blocks of them run, or all, and what a token has
+/// not chosen is masked.
 Tensor masked_feed_forward(const Tensor& x, const ExpertLayer& layer, const Tensor& mask, Activation activation);
 
 }  // namespace switchyard::ops
