@@ -4,10 +4,14 @@
 //
 //   d2dmoe_<experts>x<neurons>_<percent>_random       every token chooses by itself: nothing to share
 //   d2dmoe_<experts>x<neurons>_<percent>_sequences    nine in ten choices are those of the token's sequence
+//   d2dmoe_<experts>x<neurons>_<percent>_skewed       some tokens choose more than others, the first experts are chosen
+//                                                     more often than the last, as in converted models
 //   d2dmoe_<experts>x<neurons>_router                 scores and gate alone, which these rows leave out
 //   d2dmoe_decode_<tokens>_<experts>x<neurons>_<percent>
 
 #include "moe/conversion/dynamic_feed_forward.h"
+
+#include <cmath>
 
 #include "autograd/grad_mode.h"
 #include "bench/gpu/row.h"
@@ -22,7 +26,7 @@ namespace {
 constexpr std::int64_t kSequences = 256, kLength = 197, kTokens = kSequences * kLength;
 constexpr std::int64_t kWidth = 768, kHidden = 3072;
 
-enum class Mask { random, sequences };
+enum class Mask { random, sequences, skewed };
 
 struct Case {
   std::int64_t experts, tokens;
@@ -43,9 +47,38 @@ Tensor random_mask(const Shape& shape, double share) {
   return ops::bernoulli(shape, generator.next(shape.numel()), share);
 }
 
-/// bool [tokens, experts], each true with probability `percent`.
+/// Mean of exp(-rank / (scale level)) over ranks in [0, 1] and levels in [0, 2].
+double skewed_share(double scale) {
+  constexpr int kLevels = 1000;
+  double sum = 0;
+  for (int i = 0; i < kLevels; ++i) {
+    const double decay = scale * 2 * (i + 0.5) / kLevels;
+    sum += decay * (1 - std::exp(-1 / decay)) / kLevels;
+  }
+  return sum;
+}
+
+/// bool [tokens, experts]: an expert is chosen with probability exp(-rank / (scale level)), its rank in [0, 1], with a
+/// level in [0, 2] for each token.
+Tensor skewed_mask(std::int64_t tokens, std::int64_t experts, double share) {
+  double low = 0.01, high = 100;
+  for (int i = 0; i < 50; ++i) {
+    const double middle = std::sqrt(low * high);
+    (skewed_share(middle) < share ? low : high) = middle;
+  }
+  Generator generator(3, Device::cuda());
+  const Tensor ranks =
+      ops::affine(Tensor::arange(experts, DType::f32, Device::cuda()), 1 / static_cast<double>(experts));
+  const Tensor decays = ops::uniform({tokens, 1}, generator.next(tokens), 0, 2 * low);
+  const Tensor chances = ops::unary(ops::Unary::exp, ops::affine(ops::divide(ranks, decays), -1));
+  const Tensor draws = ops::uniform(chances.shape(), generator.next(chances.numel()));
+  return ops::binary(ops::Binary::less, draws, chances);
+}
+
+/// bool [tokens, experts], true with probability `percent`.
 Tensor mask_of(const Case& c) {
   const double share = c.percent / 100.0;
+  if (c.mask == Mask::skewed) return skewed_mask(c.tokens, c.experts, share);
   const Tensor own = random_mask({c.tokens, c.experts}, share);
   if (c.mask == Mask::random) return own;
   const Shape by_sequence = {kSequences, kLength, c.experts};
@@ -102,7 +135,8 @@ std::vector<Benchmark> dynamic_feed_forward_benchmarks() {
     const std::string size = std::to_string(experts) + "x" + std::to_string(kHidden / experts);
     for (const int percent : {100, 75, 50, 25, 10}) {
       const std::string name = size + "_" + std::to_string(percent);
-      for (const auto& [suffix, mask] : {std::pair{"_random", Mask::random}, std::pair{"_sequences", Mask::sequences}})
+      for (const auto& [suffix, mask] : {std::pair{"_random", Mask::random}, std::pair{"_sequences", Mask::sequences},
+                                         std::pair{"_skewed", Mask::skewed}})
         all.push_back({"d2dmoe_" + name + suffix, [=, mask = mask] {
                          return dynamic_row({experts, kTokens, percent, mask}, false);
                        }});
