@@ -12,6 +12,7 @@
 #include "core/profiler.h"
 #include "cuda/check.h"
 #include "cuda/context.h"
+#include "cuda/linear_one_row.h"
 
 namespace switchyard::cuda {
 namespace {
@@ -242,6 +243,7 @@ void linear(const Tensor& x, const Tensor& w, const Tensor& bias, ops::Activatio
     if (activation != ops::Activation::identity) unary(activation, out, out);
     return;
   }
+  if (has_one_row(x, w)) return linear_one_row(x, w, bias, activation, out);
   // cuBLASLt adds a bias in 16- and 32-bit products only, and of the result's dtype; a ReLU follows in 16 bits.
   const bool same = out.dtype() == x.dtype();
   const bool fused_bias = bias.defined() && same && x.dtype() != DType::f64;

@@ -6,6 +6,7 @@
 #include "core/kernels/copy.h"
 #include "core/kernels/norm.h"
 #include "cuda/device/reduce.cuh"
+#include "cuda/launch_early.cuh"
 #include "cuda/norm.cuh"
 
 namespace switchyard::cuda {
@@ -45,6 +46,7 @@ struct ForwardRows {
 template <bool kCentered, class S, class D>
 __global__ void __launch_bounds__(kMaxThreads) norm_forward(ForwardRows<D> in) {
   using A = compute_t<D>;
+  let_next_begin();  // in decoding, a linear map of one row
   __shared__ A scratch[2][1][kMaxWarps];
   extern __shared__ __align__(16) char memory[];
   const RowsAhead<S, D, 2> ahead(memory);

@@ -4,6 +4,7 @@
 #include "core/error.h"
 #include "core/kernels/attention.h"
 #include "core/kernels/copy.h"
+#include "core/kernels/decode_experts.h"
 #include "core/kernels/device.h"
 #include "core/kernels/elementwise.h"
 #include "core/kernels/expert_matmul.h"
@@ -59,6 +60,10 @@ SWITCHYARD_ABSENT(rope, T, T, T, std::int64_t, bool, T)
 SWITCHYARD_ABSENT(copy, T, T)
 SWITCHYARD_ABSENT(fill, T, double)
 
+// decode_experts.h
+SWITCHYARD_ABSENT(decode_masked, T, const ops::ExpertLayer&, T, ops::Activation, T)
+SWITCHYARD_ABSENT(decode_routed, T, const ops::ExpertLayer&, const ops::ExpertRouter&, ops::Activation, T, T, T)
+
 // elementwise.h
 SWITCHYARD_ABSENT(unary, ops::Unary, T, T)
 SWITCHYARD_ABSENT(unary_backward, ops::Unary, T, T, T)
@@ -85,7 +90,6 @@ SWITCHYARD_ABSENT(cross_entropy, T, T, std::int64_t, T, T, T)
 SWITCHYARD_ABSENT(inverse_target_count, T, std::int64_t, T)
 
 // masked_feed_forward.h
-SWITCHYARD_ABSENT(decode_feed_forward, T, const ops::ExpertLayer&, T, ops::Activation, T, T)
 bool block_feed_forward_fits(T, const ops::ExpertLayer&, ops::Activation) { no_backend("block_feed_forward_fits"); }
 SWITCHYARD_ABSENT(block_feed_forward, T, const ops::ExpertLayer&, T, ops::Activation, T, T)
 SWITCHYARD_ABSENT(keep_chosen, T, T)

@@ -102,8 +102,9 @@ int run(int argc, char** argv) {
   set_default_device(Device::cuda());
   std::vector<std::string> objects;
   print_header();
-  for (const auto& group : {layer_benchmarks(), training_benchmarks(), attention_benchmarks(),
-                            expert_matmul_benchmarks(), dynamic_feed_forward_benchmarks(), kernel_benchmarks()})
+  for (const auto& group :
+       {layer_benchmarks(), training_benchmarks(), attention_benchmarks(), expert_matmul_benchmarks(),
+        dynamic_feed_forward_benchmarks(), decoding_benchmarks(), kernel_benchmarks()})
     for (const Benchmark& benchmark : group) {
       if (benchmark.name.find(only) == std::string::npos) continue;
       const Row row = benchmark.run();

@@ -1,13 +1,12 @@
 // The feed-forward of a converted layer (D2DMoE), forward only, at the authors' benchmark: 256 sequences of 197 tokens,
-// width 768, 3072 neurons, with a given share of the experts run; and a decoding step of one and of eight tokens,
-// replayed as a graph. Beside it the dense layer that it was split from.
+// width 768, 3072 neurons, with a given share of the experts run. Beside it the dense layer that it was split from.
+// (decoding.cpp has the layer's decoding.)
 //
 //   d2dmoe_<experts>x<neurons>_<percent>_random       every token chooses by itself: nothing to share
 //   d2dmoe_<experts>x<neurons>_<percent>_sequences    nine in ten choices are those of the token's sequence
 //   d2dmoe_<experts>x<neurons>_<percent>_skewed       some tokens choose more than others, the first experts are chosen
 //                                                     more often than the last, as in converted models
 //   d2dmoe_<experts>x<neurons>_router                 scores and gate alone, which these rows leave out
-//   d2dmoe_decode_<tokens>_<experts>x<neurons>_<percent>
 
 #include "moe/conversion/dynamic_feed_forward.h"
 
@@ -15,7 +14,6 @@
 
 #include "autograd/grad_mode.h"
 #include "bench/gpu/row.h"
-#include "core/graph.h"
 #include "core/ops/elementwise.h"
 #include "core/ops/matmul.h"
 #include "core/ops/random.h"
@@ -29,7 +27,7 @@ constexpr std::int64_t kWidth = 768, kHidden = 3072;
 enum class Mask { random, sequences, skewed };
 
 struct Case {
-  std::int64_t experts, tokens;
+  std::int64_t experts;
   int percent;
   Mask mask;
 };
@@ -75,11 +73,11 @@ Tensor skewed_mask(std::int64_t tokens, std::int64_t experts, double share) {
   return ops::binary(ops::Binary::less, draws, chances);
 }
 
-/// bool [tokens, experts], true with probability `percent`.
+/// bool [kTokens, experts], true with probability `percent`.
 Tensor mask_of(const Case& c) {
   const double share = c.percent / 100.0;
-  if (c.mask == Mask::skewed) return skewed_mask(c.tokens, c.experts, share);
-  const Tensor own = random_mask({c.tokens, c.experts}, share);
+  if (c.mask == Mask::skewed) return skewed_mask(kTokens, c.experts, share);
+  const Tensor own = random_mask({kTokens, c.experts}, share);
   if (c.mask == Mask::random) return own;
   const Shape by_sequence = {kSequences, kLength, c.experts};
   const Tensor follows = random_mask(by_sequence, 0.9).to(DType::f32);
@@ -89,32 +87,20 @@ Tensor mask_of(const Case& c) {
   return chosen.view(own.shape()).to(DType::boolean);
 }
 
-/// Time of a call; with `graph`, of its replays, so that what the host does is left out.
-template <class Call>
-double call_ms(bool graph, Call call) {
-  if (!graph) return median_ms(call);
-  for (int i = 0; i < 3; ++i) call();
-  constexpr int kCalls = 10;
-  const DeviceGraph recorded(Device::cuda(), [&] {
-    for (int i = 0; i < kCalls; ++i) call();
-  });
-  return median_ms([&] { recorded.replay(); }) / kCalls;
-}
-
-Row dynamic_row(const Case& c, bool graph) {
+Row dynamic_row(const Case& c) {
   const NoGradGuard no_gradients;
   const moe::DynamicFeedForward layer = random_layer(c.experts);
-  const Variable x(random_tensor({c.tokens, kWidth}));
+  const Variable x(random_tensor({kTokens, kWidth}));
   const Tensor mask = mask_of(c);
   const Tensor up = random_tensor({kHidden, kWidth}), bias = random_tensor({kHidden});
   const Tensor down = random_tensor({kWidth, kHidden});
   layer.run(x, mask);
   reset_peak_memory(Device::cuda());
-  Row row{.ms = call_ms(graph, [&] { layer.run(x, mask); })};
+  Row row{.ms = median_ms([&] { layer.run(x, mask); })};
   row.peak_mib = peak_mib();
-  row.dense_ms = call_ms(graph, [&] { ops::linear(ops::linear(x.data(), up, bias, {}, ops::Activation::relu), down); });
-  row.flops = 4.0 * static_cast<double>(c.tokens * kWidth * kHidden) * c.percent / 100.0;
-  row.tokens = static_cast<double>(c.tokens);
+  row.dense_ms = median_ms([&] { ops::linear(ops::linear(x.data(), up, bias, {}, ops::Activation::relu), down); });
+  row.flops = 4.0 * static_cast<double>(kTokens * kWidth * kHidden) * c.percent / 100.0;
+  row.tokens = static_cast<double>(kTokens);
   return row;
 }
 
@@ -123,7 +109,7 @@ Row router_row(std::int64_t experts) {
   moe::DynamicFeedForward layer = random_layer(experts);
   const Variable x(random_tensor({kTokens, kWidth}));
   const moe::Gate gate{.mode = moe::GateMode::dynk_max, .tau = 0.5};
-  return {.ms = median_ms([&] { moe::expert_mask(layer.router().forward(x).data(), gate); }),
+  return {.ms = median_ms([&] { ops::expert_mask(layer.router().forward(x).data(), gate); }),
           .tokens = static_cast<double>(kTokens)};
 }
 
@@ -137,13 +123,7 @@ std::vector<Benchmark> dynamic_feed_forward_benchmarks() {
       const std::string name = size + "_" + std::to_string(percent);
       for (const auto& [suffix, mask] : {std::pair{"_random", Mask::random}, std::pair{"_sequences", Mask::sequences},
                                          std::pair{"_skewed", Mask::skewed}})
-        all.push_back({"d2dmoe_" + name + suffix, [=, mask = mask] {
-                         return dynamic_row({experts, kTokens, percent, mask}, false);
-                       }});
-      for (const std::int64_t tokens : {1, 8})
-        all.push_back({"d2dmoe_decode_" + std::to_string(tokens) + "_" + name, [=] {
-                         return dynamic_row({experts, tokens, percent, Mask::random}, true);
-                       }});
+        all.push_back({"d2dmoe_" + name + suffix, [=, mask = mask] { return dynamic_row({experts, percent, mask}); }});
     }
     all.push_back({"d2dmoe_" + size + "_router", [experts] { return router_row(experts); }});
   }

@@ -30,6 +30,7 @@ std::vector<Benchmark> training_benchmarks();
 std::vector<Benchmark> attention_benchmarks();
 std::vector<Benchmark> expert_matmul_benchmarks();
 std::vector<Benchmark> dynamic_feed_forward_benchmarks();
+std::vector<Benchmark> decoding_benchmarks();
 std::vector<Benchmark> kernel_benchmarks();
 
 /// Uniform in [-1, 1): products of zeros would take less power, and so less time.

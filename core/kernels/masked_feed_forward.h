@@ -4,10 +4,6 @@
 
 namespace switchyard::cuda {
 
-/// ops::masked_feed_forward for a few tokens. Operands are dense; hidden [N, E S] is room for what the chosen experts'
-/// neurons give.
-void decode_feed_forward(const Tensor& x, const ops::ExpertLayer& layer, const Tensor& mask, ops::Activation activation,
-                         const Tensor& hidden, const Tensor& y);
 /// Whether block_feed_forward can do this on x's GPU; operands as there.
 bool block_feed_forward_fits(const Tensor& x, const ops::ExpertLayer& layer, ops::Activation activation);
 /// ops::masked_feed_forward without a gate, for many tokens and small experts, by blocks of tokens and neurons: a block

@@ -1,5 +1,6 @@
 #include "core/ops/masked_feed_forward.h"
 
+#include "core/kernels/decode_experts.h"
 #include "core/kernels/masked_feed_forward.h"
 #include "core/ops/dispatch.h"
 #include "core/ops/expert_matmul.h"
@@ -14,49 +15,35 @@ constexpr const char* kOp = "masked_feed_forward";
 // order.
 constexpr std::int64_t kFewTokens = 16, kFewNeurons = 64, kManyTokens = 32768;
 
-void check_weight(const char* name, const Tensor& weight, const Shape& shape, const Tensor& x, bool required) {
+void check_weight(const char* op, const char* name, const Tensor& weight, const Shape& shape, const Tensor& x,
+                  bool required) {
   if (!required && !weight.defined()) return;
-  check(weight.defined(), kOp, ": ", name, " is undefined");
-  check(weight.shape() == shape, kOp, ": ", name, " has shape ", weight.shape(), ", expected ", shape);
-  check(weight.dtype() == x.dtype() && weight.device() == x.device(), kOp, ": ", name, " is ", weight.dtype(), " on ",
+  check(weight.defined(), op, ": ", name, " is undefined");
+  check(weight.shape() == shape, op, ": ", name, " has shape ", weight.shape(), ", expected ", shape);
+  check(weight.dtype() == x.dtype() && weight.device() == x.device(), op, ": ", name, " is ", weight.dtype(), " on ",
         weight.device(), ", expected ", x.dtype(), " on ", x.device(), " as x");
 }
 
 void check_operands(const Tensor& x, const ExpertLayer& layer, const Tensor& mask) {
-  check(x.defined() && x.rank() == 2 && is_floating(x.dtype()), kOp, ": x must be floating [N, D]");
-  check(layer.up.defined() && layer.up.rank() == 3, kOp, ": up must be [E, D, S]");
-  check(layer.down.defined() && layer.down.rank() == 3, kOp, ": down must be [E, S, M]");
-  const std::int64_t experts = layer.up.size(0), neurons = layer.up.size(2);
-  check_weight("up", layer.up, {experts, x.size(1), neurons}, x, true);
-  check_weight("up_bias", layer.up_bias, {experts, neurons}, x, false);
-  check_weight("gate", layer.gate, layer.up.shape(), x, false);
-  check_weight("gate_bias", layer.gate_bias, {experts, neurons}, x, false);
-  check_weight("down", layer.down, {experts, neurons, layer.down.size(2)}, x, true);
-  check(layer.gate.defined() || !layer.gate_bias.defined(), kOp, ": gate_bias is given without a gate");
-  check(mask.defined() && mask.dtype() == DType::boolean && mask.shape() == Shape({x.size(0), experts}) &&
-            mask.device() == x.device(),
-        kOp, ": the mask must be bool [", x.size(0), ", ", experts, "] on ", x.device());
+  check_expert_layer(kOp, x, layer);
+  const Shape shape = {x.size(0), layer.experts()};
+  check(mask.defined() && mask.dtype() == DType::boolean && mask.shape() == shape && mask.device() == x.device(), kOp,
+        ": the mask must be bool ", shape, " on ", x.device());
 }
 
-Tensor dense(const Tensor& x) { return x.defined() ? x.contiguous() : x; }
-
 Tensor decode(const Tensor& x, const ExpertLayer& layer, const Tensor& mask, Activation activation) {
-  const Tensor y = Tensor::empty({x.size(0), layer.down.size(2)}, x.dtype(), x.device());
+  const Tensor y = Tensor::empty({x.size(0), layer.output_width()}, x.dtype(), x.device());
   if (y.numel() == 0) return y;
-  const Tensor hidden = Tensor::empty({x.size(0), layer.up.size(0) * layer.up.size(2)}, x.dtype(), x.device());
-  const ExpertLayer plain{dense(layer.up), dense(layer.up_bias), dense(layer.gate), dense(layer.gate_bias),
-                          dense(layer.down)};
   const ProfileScope scope(kOp);
-  cuda::decode_feed_forward(x.contiguous(), plain, mask.contiguous(), activation, hidden, y);
+  cuda::decode_masked(x.contiguous(), by_neuron(layer), mask.contiguous(), activation, y);
   return y;
 }
 
 /// By blocks of tokens and neurons; undefined where the GPU or the operands do not allow that.
 Tensor by_blocks(const Tensor& x, const ExpertLayer& layer, const Tensor& mask, Activation activation) {
   if (layer.gate.defined()) return {};
-  const auto by_neuron = [](const Tensor& weight) { return weight.transpose(1, 2).contiguous().transpose(1, 2); };
   const Tensor rows = x.contiguous();
-  const ExpertLayer plain{by_neuron(layer.up), dense(layer.up_bias), {}, {}, dense(layer.down)};
+  const ExpertLayer plain = by_neuron(layer);
   if (!cuda::block_feed_forward_fits(rows, plain, activation)) return {};
   const Tensor y = Tensor::empty({x.size(0), layer.down.size(2)}, x.dtype(), x.device());
   const Tensor hidden = Tensor::empty({x.size(0), layer.up.size(0) * layer.up.size(2)}, x.dtype(), x.device());
@@ -91,10 +78,33 @@ Tensor by_plan(const Tensor& x, const ExpertLayer& layer, const Tensor& mask, Ac
 
 }  // namespace
 
+void check_expert_layer(const char* op, const Tensor& x, const ExpertLayer& layer) {
+  check(x.defined() && x.rank() == 2 && is_floating(x.dtype()), op, ": x must be floating [N, D]");
+  check(layer.up.defined() && layer.up.rank() == 3, op, ": up must be [E, D, S]");
+  check(layer.down.defined() && layer.down.rank() == 3, op, ": down must be [E, S, M]");
+  const std::int64_t experts = layer.experts(), neurons = layer.expert_width();
+  check_weight(op, "up", layer.up, {experts, x.size(1), neurons}, x, true);
+  check_weight(op, "up_bias", layer.up_bias, {experts, neurons}, x, false);
+  check_weight(op, "gate", layer.gate, layer.up.shape(), x, false);
+  check_weight(op, "gate_bias", layer.gate_bias, {experts, neurons}, x, false);
+  check_weight(op, "down", layer.down, {experts, neurons, layer.output_width()}, x, true);
+  check(layer.gate.defined() || !layer.gate_bias.defined(), op, ": gate_bias is given without a gate");
+}
+
+bool is_decoding(const Tensor& x) { return x.device().is_cuda() && x.size(0) <= kFewTokens; }
+
+ExpertLayer by_neuron(const ExpertLayer& layer) {
+  const auto dense = [](const Tensor& x) { return x.defined() ? x.contiguous() : x; };
+  const auto rows = [](const Tensor& weight) {
+    return weight.defined() ? weight.transpose(1, 2).contiguous().transpose(1, 2) : weight;
+  };
+  return {rows(layer.up), dense(layer.up_bias), rows(layer.gate), dense(layer.gate_bias), dense(layer.down)};
+}
+
 Tensor masked_feed_forward(const Tensor& x, const ExpertLayer& layer, const Tensor& mask, Activation activation) {
   check_operands(x, layer, mask);
   const bool on_gpu = x.device().is_cuda();
-  if (on_gpu && x.size(0) <= kFewTokens) return decode(x, layer, mask, activation);
+  if (is_decoding(x)) return decode(x, layer, mask, activation);
   if (on_gpu && layer.up.size(2) < kFewNeurons) {
     const bool many = x.size(0) >= kManyTokens;
     const Tensor y = many ? by_blocks(x, layer, mask, activation) : Tensor{};

@@ -6,9 +6,9 @@ namespace switchyard::ops {
 
 /// The weights of a layer of E experts of S neurons each; each tensor but up and down may be undefined.
 struct ExpertLayer {
-  Tensor up;         ///< [E, D, S]
-  Tensor up_bias;    ///< [E, S]
-  Tensor gate;       ///< [E, D, S]: the experts are gated linear units
+  Tensor up;       ///< [E, D, S]; like the gate, best as a transposed view of [E, S, D], each neuron's weights together
+  Tensor up_bias;  ///< [E, S]
+  Tensor gate;     ///< [E, D, S]: the experts are gated linear units
   Tensor gate_bias;  ///< [E, S]
   Tensor down;       ///< [E, S, M]
 
@@ -27,5 +27,12 @@ struct ExpertLayer {
 /// experts, and experts of less than 64 neurons make no plan either: blocks of them run, or all, and what a token has
 /// not chosen is masked.
 Tensor masked_feed_forward(const Tensor& x, const ExpertLayer& layer, const Tensor& mask, Activation activation);
+
+/// For ops on such layers: throws Error, in the name of `op`, unless the layer's tensors fit x [N, D] and each other.
+void check_expert_layer(const char* op, const Tensor& x, const ExpertLayer& layer);
+/// Whether x [N, D] is so few tokens, and on a GPU, that it is cheapest to read the weights for each of them.
+bool is_decoding(const Tensor& x);
+/// The layer with dense tensors, up and gate as such views; copies only what is not.
+ExpertLayer by_neuron(const ExpertLayer& layer);
 
 }  // namespace switchyard::ops

@@ -5,7 +5,6 @@
 #include "autograd/ops/expert_matmul.h"
 #include "autograd/ops/matmul.h"
 #include "autograd/ops/shape.h"
-#include "core/ops/masked_feed_forward.h"
 
 namespace switchyard::moe {
 namespace {
@@ -74,19 +73,26 @@ nn::LayerOutput DynamicFeedForward::forward(const Variable& x) {
   const Variable rows = reshape(x, {x.size(0) * x.size(1), x.size(2)});
   if (observer_) observer_(rows.data());
   const bool counts = collect_ && (!training() || grad_enabled()), all = gate_.mode == GateMode::all;
+  const auto output = [&](const Variable& y) -> nn::LayerOutput {
+    return {reshape(y, {x.size(0), x.size(1), w2_.size(2)}), {}};
+  };
+  if (!all && !counts && !grad_enabled()) return output(run_chosen(rows));
   Tensor mask;
   if (counts || !all) mask = choose(rows);
   if (counts) statistics_.add(mask);
-  return {
-      reshape(all ? completed(output_of(hidden(rows)), rows) : run(rows, mask), {x.size(0), x.size(1), w2_.size(2)}),
-      {}};
+  return output(all ? completed(output_of(hidden(rows)), rows) : run(rows, mask));
+}
+
+Variable DynamicFeedForward::run_chosen(const Variable& rows) const {
+  return Variable(ops::routed_feed_forward(rows.data(), router_.before_scores(rows, gate_), weights(), activation_,
+                                           data_or_none(last_bias_), residual_));
 }
 
 Tensor DynamicFeedForward::choose(const Variable& rows) const {
   const std::int64_t experts = w1_.size(0);
   if (gate_.mode == GateMode::all) return Tensor::full({rows.size(0), experts}, 1, DType::boolean, rows.device());
   const NoGradGuard no_gradients;
-  return expert_mask(router_.forward(rows).data(), gate_);
+  return ops::expert_mask(router_.forward(rows).data(), gate_);
 }
 
 Variable DynamicFeedForward::hidden(const Variable& rows) const {
@@ -136,7 +142,7 @@ Variable DynamicFeedForward::completed(const Variable& experts, const Variable& 
 }
 
 void DynamicFeedForward::set_gate(const Gate& gate) {
-  check_gate(gate, w1_.size(0));
+  ops::check_gate(gate, w1_.size(0));
   gate_ = gate;
 }
 

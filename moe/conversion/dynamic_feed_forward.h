@@ -4,11 +4,13 @@
 
 #include "moe/conversion/dynamic_statistics.h"
 #include "moe/conversion/expert_weights.h"
-#include "moe/conversion/gate.h"
 #include "moe/conversion/norm_router.h"
 #include "nn/layer.h"
 
 namespace switchyard::moe {
+
+using ops::Gate;
+using ops::GateMode;
 
 /// A dense feed-forward, or the stand-in for a projection of attention, that was split into experts, of which each
 /// token runs those that its router expects to matter (Szatkowski et al., 2024, arXiv 2310.04361):
@@ -33,7 +35,7 @@ class DynamicFeedForward : public nn::FeedForwardLayer {
   /// `gates` [N, E] where those are defined.
   Variable run(const Variable& rows, const Tensor& mask, const Variable& gates = {}) const;
 
-  /// Throws Error for a gate that check_gate() refuses. May change between any two calls of forward.
+  /// Throws Error for a gate that ops::check_gate() refuses. May change between any two calls of forward.
   void set_gate(const Gate& gate);
   /// Called by every forward from now on with its rows [N, D]: what a router is to be trained on. An empty one ends
   /// that.
@@ -59,6 +61,8 @@ class DynamicFeedForward : public nn::FeedForwardLayer {
   Variable run_by_expert(const Variable& rows, const Tensor& mask, const Variable& gates) const;
   /// All experts as one dense layer, in which those not chosen count nothing.
   Variable run_densely(const Variable& rows, const Tensor& mask, const Variable& gates) const;
+  /// The experts that the router chooses, without gradients: rows [N, D] -> [N, output width].
+  Variable run_chosen(const Variable& rows) const;
   /// The experts' sum with what is added whichever of them run.
   Variable completed(const Variable& experts, const Variable& rows) const;
   Tensor choose(const Variable& rows) const;

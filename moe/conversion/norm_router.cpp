@@ -31,16 +31,27 @@ NormRouter::NormRouter(const NormRouterOptions& options, Generator& generator) :
   }
 }
 
-Variable NormRouter::forward(const Variable& x) const {
+Variable NormRouter::hidden(const Variable& x) const {
   check(x.rank() >= 1 && x.size(-1) == options_.width, "NormRouter: x must be [..., ", options_.width, "], got ",
         x.shape());
-  const NameScope scope("router");
   Variable hidden = x;
   for (std::size_t i = 0; i + 1 < layers_.size(); ++i)
     hidden = linear_activation(hidden, layers_[i]->weight(), layers_[i]->bias(), options_.activation);
+  return hidden;
+}
+
+Variable NormRouter::forward(const Variable& x) const {
+  const NameScope scope("router");
   const nn::Linear& last = *layers_.back();
-  const Variable scores = linear(hidden, last.weight(), last.bias(), ops::compute_dtype(x.dtype()));
+  const Variable scores = linear(hidden(x), last.weight(), last.bias(), ops::compute_dtype(x.dtype()));
   return activate(options_.output_activation, scores);
+}
+
+ops::ExpertRouter NormRouter::before_scores(const Variable& x, const ops::Gate& gate) const {
+  const NoGradGuard no_gradients;
+  const NameScope scope("router");
+  const nn::Linear& last = *layers_.back();
+  return {hidden(x).data(), last.weight().data(), data_or_none(last.bias()), options_.output_activation, gate};
 }
 
 void NormRouter::scale_scores(double factor) {

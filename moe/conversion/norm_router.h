@@ -3,7 +3,7 @@
 #include <memory>
 #include <vector>
 
-#include "core/ops/elementwise.h"
+#include "core/ops/routed_feed_forward.h"
 #include "nn/linear.h"
 
 namespace switchyard::moe {
@@ -28,12 +28,17 @@ class NormRouter : public nn::Module {
 
   /// x [..., D] -> scores [..., E] in the compute dtype (f32 for bf16 tokens: rounding them would change selections).
   Variable forward(const Variable& x) const;
+  /// The same for an op that computes the scores itself: x [N, D] -> all but the last product, and `gate`. No
+  /// gradients.
+  ops::ExpertRouter before_scores(const Variable& x, const ops::Gate& gate) const;
   /// Multiplies the scores by a positive factor, for good: the last layer's weights take it. Throws Error for output
   /// activations under which that is not the same.
   void scale_scores(double factor);
   const NormRouterOptions& options() const { return options_; }
 
  private:
+  Variable hidden(const Variable& x) const;
+
   NormRouterOptions options_;
   std::vector<std::unique_ptr<nn::Linear>> layers_;
 };

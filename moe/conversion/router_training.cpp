@@ -7,10 +7,10 @@
 
 #include "autograd/ops/elementwise.h"
 #include "autograd/ops/reduce.h"
+#include "core/ops/gate.h"
 #include "core/ops/matmul.h"
 #include "core/ops/norm.h"
 #include "core/ops/reduce.h"
-#include "moe/conversion/gate.h"
 
 namespace switchyard::moe {
 namespace {
@@ -152,8 +152,9 @@ Variable router_loss(RouterLoss loss, const Variable& prediction, const Tensor& 
 RouterQuality router_quality(const Tensor& prediction, const Tensor& target, std::int64_t k) {
   check(prediction.rank() == 2 && prediction.shape() == target.shape() && prediction.numel() > 0,
         "router_quality: prediction ", prediction.shape(), " and target ", target.shape(), " must be the same [N, E]");
-  const Gate best = {GateMode::topk, k};
-  const Tensor both = ops::binary(ops::Binary::logical_and, expert_mask(prediction, best), expert_mask(target, best));
+  const ops::Gate best = {ops::GateMode::topk, k};
+  const Tensor both =
+      ops::binary(ops::Binary::logical_and, ops::expert_mask(prediction, best), ops::expert_mask(target, best));
   const double wanted = static_cast<double>(prediction.size(0) * k);
   return {rank_correlation(prediction, target), static_cast<double>(ops::sum(both).item<std::int64_t>()) / wanted};
 }

@@ -5,10 +5,12 @@
 
 #include <limits>
 
+#include "core/graph.h"
 #include "core/kernels/masked_feed_forward.h"
 #include "core/ops/expert_matmul.h"
-#include "core/ops/masked_feed_forward.h"
+#include "core/ops/matmul.h"
 #include "core/ops/random.h"
+#include "core/ops/routed_feed_forward.h"
 #include "tests/cuda/parity.h"
 
 namespace switchyard {
@@ -130,6 +132,78 @@ TEST(CudaMaskedExperts, WholeLayers) {
                          random_tensor(up, 5, dtype), random_tensor(bias, 6, dtype), mask_of(c, 0.3)},
                         dtype, "masked_feed_forward");
         }
+}
+
+/// Whole numbers in -limit .. limit: sums of their products are exact, so that both devices choose the same experts.
+Tensor whole_numbers(const Shape& shape, unsigned seed, std::int64_t limit, DType dtype) {
+  Generator generator(seed);
+  const double most = static_cast<double>(limit);
+  const Tensor drawn = ops::uniform(shape, generator.next(shape.numel()), -most - 1, most + 1, DType::f64);
+  return drawn.to(DType::i64).to(dtype);
+}
+
+TEST(CudaMaskedExperts, WholeLayersChosenByScores) {
+  SKIP_WITHOUT_GPU();
+  using ops::GateMode;
+  struct Sizes {
+    std::int64_t experts, neurons, width, hidden;
+  };
+  for (const Sizes& c :
+       {Sizes{24, 128, 256, 128}, {128, 24, 256, 128}, {700, 4, 96, 64}, {5, 64, 8, 20}, {3, 10, 41, 7}})
+    for (const DType dtype : kFloatingDTypes) {
+      const Shape shape = {c.experts, c.neurons, c.width};
+      const Tensor up = random_tensor(shape, 1, dtype), down = random_tensor(shape, 2, dtype);
+      const Tensor bias = random_tensor({c.experts, c.neurons}, 3, dtype),
+                   last_bias = random_tensor({c.width}, 4, dtype);
+      const Tensor scores = whole_numbers({c.experts, c.hidden}, 5, 2, dtype);
+      const Tensor scores_bias = whole_numbers({c.experts}, 6, 5, dtype);
+      for (const ops::Gate& gate :
+           {ops::Gate{GateMode::topk, 3}, {GateMode::dynk, 1, 0.37}, {GateMode::dynk_max, 1, 0.5}})
+        for (const std::int64_t tokens : {1, 16}) {
+          const auto layer = [&](const Tensors& in) -> Tensors {
+            const ops::ExpertRouter router{in[1], in[6], in[7], ops::Activation::abs, gate};
+            return {ops::routed_feed_forward(in[0], router, {in[2].transpose(1, 2), in[3], {}, {}, in[4]},
+                                             ops::Activation::relu, in[5], true)};
+          };
+          expect_parity(layer,
+                        {random_tensor({tokens, c.width}, 7, dtype), whole_numbers({tokens, c.hidden}, 8, 3, dtype), up,
+                         bias, down, last_bias, scores, scores_bias},
+                        dtype, "routed_feed_forward");
+        }
+    }
+}
+
+// Their kernels begin before the ones that they depend on have ended, and must wait.
+TEST(CudaMaskedExperts, ChainsOfDecodingKernelsWaitForEachOther) {
+  SKIP_WITHOUT_GPU();
+  constexpr std::int64_t kLayers = 40, kWidth = 256, kExperts = 16, kNeurons = 8, kHidden = 64;
+  const auto drawn = [](const Shape& shape, unsigned seed) {
+    return random_tensor(shape, seed, DType::f32).to(Device::cuda());
+  };
+  const Tensor up = drawn({kExperts, kNeurons, kWidth}, 1), down = drawn({kExperts, kNeurons, kWidth}, 2);
+  const Tensor first = drawn({kHidden, kWidth}, 3), last = drawn({kExperts, kHidden}, 4), x = drawn({1, kWidth}, 5);
+  const auto layer = [&](const Tensor& rows) {
+    const Tensor hidden = ops::linear(rows, first, {}, {}, ops::Activation::relu);
+    const ops::Gate gate{ops::GateMode::dynk_max, 1, 0.5};
+    const ops::ExpertLayer experts{up.transpose(1, 2), {}, {}, {}, down};
+    const Tensor y = ops::routed_feed_forward(rows, {hidden, last, {}, ops::Activation::abs, gate}, experts,
+                                              ops::Activation::relu, {}, true);
+    return ops::unary(ops::Unary::tanh, y);
+  };
+  // One layer after the other, with all other work done in between, and as one recording.
+  Tensor expected = x.clone(), result;
+  for (std::int64_t i = 0; i < kLayers; ++i) {
+    expected = layer(expected);
+    expected.to_vector<float>();
+  }
+  const DeviceGraph graph(Device::cuda(), [&] {
+    result = x.clone();
+    for (std::int64_t i = 0; i < kLayers; ++i) result = layer(result);
+  });
+  for (int replay = 0; replay < 20; ++replay) {
+    graph.replay();
+    ASSERT_EQ(result.to_vector<float>(), expected.to_vector<float>()) << "replay " << replay;
+  }
 }
 
 }  // namespace

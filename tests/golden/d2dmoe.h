@@ -2,20 +2,20 @@
 
 #include <algorithm>
 
-#include "moe/conversion/gate.h"
+#include "core/ops/gate.h"
 #include "tests/golden/golden.h"
 
 /// Naming that the d2dmoe_* files share.
 namespace switchyard::golden {
 
 /// "<prefix><mode>.<k or tau>=<value>", as in "random.dynk.tau=0.3" -> the gate.
-inline moe::Gate gate_of(const std::string& name, const std::string& prefix) {
+inline ops::Gate gate_of(const std::string& name, const std::string& prefix) {
   const std::size_t dot = name.find('.', prefix.size()), equals = name.find('=', dot);
   check(dot != std::string::npos && equals != std::string::npos, "no gate in \"", name, "\"");
-  moe::Gate gate;
-  gate.mode = moe::gate_mode_from_name(name.substr(prefix.size(), dot - prefix.size()));
+  ops::Gate gate;
+  gate.mode = ops::gate_mode_from_name(name.substr(prefix.size(), dot - prefix.size()));
   const std::string value = name.substr(equals + 1);
-  if (gate.mode == moe::GateMode::topk) gate.k = std::stoll(value);
+  if (gate.mode == ops::GateMode::topk) gate.k = std::stoll(value);
   else gate.tau = std::stod(value);
   return gate;
 }

@@ -78,7 +78,7 @@ void run_plain(const Run& run, const std::string& activation) {
   run.results[prefix + "moe_all_experts.out"] = whole.forward(x).output.data().squeeze(0);
 
   // The file gives `routing` for the router's scores.
-  const Tensor chosen = moe::expert_mask(routing.slice(0, 1, routing.size(0)), {moe::GateMode::dynk_max, 1, kTau});
+  const Tensor chosen = ops::expert_mask(routing.slice(0, 1, routing.size(0)), {ops::GateMode::dynk_max, 1, kTau});
   const std::string dynamic = prefix + "moe_dynk_max.";
   EXPECT_EQ(chosen.to_vector<int>(), run.file.tensor(dynamic + "mask").to_vector<int>());
   run(dynamic, plain_weights(run, true), activation,

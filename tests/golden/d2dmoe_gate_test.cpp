@@ -17,11 +17,11 @@ Choice choice_of(const Tensor& scores, const Tensor& mask) {
 }
 
 /// Where equal scores make the choice open, only its size and its sum are given.
-void compare_choices(const File& file, const std::string& name, const moe::Gate& gate, const Choice& actual,
+void compare_choices(const File& file, const std::string& name, const ops::Gate& gate, const Choice& actual,
                      double allowed) {
   const auto score_sum = file.tensor(name + ".score_sum").to_vector<double>();
   std::vector<double> count(score_sum.size(), static_cast<double>(gate.k)), gap(score_sum.size(), INFINITY);
-  if (gate.mode == moe::GateMode::dynk) {
+  if (gate.mode == ops::GateMode::dynk) {
     count = file.tensor(name + ".count").to_vector<double>();
     gap = file.tensor(name + ".gap").to_vector<double>();
   }
@@ -37,11 +37,11 @@ std::string check_file(const File& file) {
   for (const std::string& name : names_with(file, ".mask"))
     for (const Precision& precision : {kF64, kF32}) {
       const std::string set = name.substr(0, name.find('.'));
-      const moe::Gate gate = gate_of(name, set + ".");
+      const ops::Gate gate = gate_of(name, set + ".");
       const Tensor scores = file.tensor(set + ".scores", precision.dtype), expected = file.tensor(name + ".mask");
-      const Tensor mask = moe::expert_mask(scores, gate);
+      const Tensor mask = ops::expert_mask(scores, gate);
       const bool distinct = set == "random" || set == "skewed";
-      if (distinct || gate.mode == moe::GateMode::dynk_max) {
+      if (distinct || gate.mode == ops::GateMode::dynk_max) {
         EXPECT_EQ(mask.to_vector<int>(), expected.to_vector<int>()) << name << " in " << precision.dtype;
       }
       const Choice choice = choice_of(scores, mask);

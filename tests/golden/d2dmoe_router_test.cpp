@@ -66,12 +66,12 @@ void compare_gates(const File& file, Comparison& comparison, const Converted& co
   const Variable x(converted.x);
   comparison.forward("all experts", layer.forward(x).output.data(), file.tensor("moe_out_all_experts"));
   for (const std::string& name : names_with(file, ".mask")) {
-    const moe::Gate gate = gate_of(name, "");
+    const ops::Gate gate = gate_of(name, "");
     const Tensor mask = file.tensor(name + ".mask"), out = file.tensor(name + ".out");
     // Shares of scores of mixed sign mean nothing.
-    if (gate.mode == moe::GateMode::dynk && file.text("output_activation") != "abs") continue;
+    if (gate.mode == ops::GateMode::dynk && file.text("output_activation") != "abs") continue;
     layer.set_gate(gate);
-    EXPECT_EQ(moe::expert_mask(layer.router().forward(x).data(), gate).to_vector<int>(), mask.to_vector<int>()) << name;
+    EXPECT_EQ(ops::expert_mask(layer.router().forward(x).data(), gate).to_vector<int>(), mask.to_vector<int>()) << name;
     comparison.forward(name, layer.forward(x).output.data(), out);
   }
 }

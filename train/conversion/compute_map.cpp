@@ -53,7 +53,7 @@ boost::json::object compute_map(Task& task) {
   for (const moe::ConvertibleLayer& layer : layers) dense += layer.dense;
   const moe::GateMode mode = converted.front()->gate().mode;
   boost::json::object map = exhibit.describe(macs_of_tokens(layers, static_cast<std::size_t>(exhibit.pass.tokens)));
-  map["method"] = moe::name_of(mode);
+  map["method"] = ops::name_of(mode);
   map["setting"] = mode == moe::GateMode::topk ? "k / experts" : "tau";
   map["value"] = gate_value(converted);
   map["dense_macs"] = dense;

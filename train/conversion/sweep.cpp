@@ -250,7 +250,7 @@ void set_gates_near(nn::Module& model, const json::object& sweep, double share) 
     nearest = distance;
     value = point.at("value").to_number<double>();
   }
-  const GateMode mode = moe::gate_mode_from_name(curves[0].at("method").as_string());
+  const GateMode mode = ops::gate_mode_from_name(curves[0].at("method").as_string());
   const auto layers = moe::converted_layers(model);
   const Curve curve = mode == GateMode::topk ? curve_by_k({value}, layers) : curve_by_tau(mode, {value}, layers);
   set_gates(layers, curve.settings[0].gates);

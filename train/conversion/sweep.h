@@ -10,7 +10,7 @@
 
 namespace switchyard::train {
 
-/// At which settings of its gates a converted model is measured; see moe/conversion/gate.h. An empty list leaves that
+/// At which settings of its gates a converted model is measured; see core/ops/gate.h. An empty list leaves that
 /// rule out.
 struct SweepConfig {
   std::vector<double> dynk_max = {0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0};  ///< tau

@@ -61,7 +61,7 @@ TEST(DynamicFeedForward, EveryGateEqualsTheFormula) {
     for (const Gate& gate : {Gate{GateMode::all}, Gate{GateMode::topk, 2}, Gate{GateMode::dynk, 1, 0.6},
                              Gate{GateMode::dynk_max, 1, 0.5}}) {
       layer.set_gate(gate);
-      const Tensor mask = expert_mask(layer.router().forward(Variable(rows)).data(), gate);
+      const Tensor mask = ops::expert_mask(layer.router().forward(Variable(rows)).data(), gate);
       const Tensor out = layer.forward(Variable(x)).output.data();
       EXPECT_CLOSE(out.view({8, kOutput}), naive(rows, random_weights(gated), mask), 1e-12);
       const NoGradGuard no_gradients;
@@ -175,7 +175,7 @@ TEST(DynamicFeedForward, CountsTheExpertsRun) {
   layer.set_gate(dynamic);
   layer.forward(Variable(x.slice(0, 0, 1)));
 
-  const Tensor mask = expert_mask(layer.router().forward(Variable(x.select(0, 0))).data(), dynamic);
+  const Tensor mask = ops::expert_mask(layer.router().forward(Variable(x.select(0, 0))).data(), dynamic);
   const auto counts = ops::sum(mask, {-1}).to_vector<int>();
   std::vector<double> histogram(kExperts + 1, 0);
   histogram[2] = 20;

@@ -1,18 +1,18 @@
-#include "moe/conversion/gate.h"
+#include "core/ops/gate.h"
 
 #include "core/ops/index.h"
 #include "core/ops/routing.h"
 
-namespace switchyard::moe {
+namespace switchyard::ops {
 namespace {
 
 constexpr GateMode kModes[] = {GateMode::all, GateMode::topk, GateMode::dynk, GateMode::dynk_max};
 
 Tensor top_k_mask(const Tensor& scores, std::int64_t k) {
-  const Tensor chosen = ops::top_k(scores, k);
+  const Tensor chosen = top_k(scores, k);
   // The gradient of a gather with ones is the 0/1 matrix of what was gathered.
   const Tensor ones = Tensor::ones(chosen.shape(), DType::f32, scores.device());
-  return ops::gather_last_backward(ones, chosen, scores.size(-1)).to(DType::boolean);
+  return gather_last_backward(ones, chosen, scores.size(-1)).to(DType::boolean);
 }
 
 }  // namespace
@@ -47,10 +47,10 @@ Tensor expert_mask(const Tensor& scores, const Gate& gate) {
   switch (gate.mode) {
     case GateMode::all: return Tensor::full(scores.shape(), 1, DType::boolean, scores.device());
     case GateMode::topk: return top_k_mask(scores, gate.k);
-    case GateMode::dynk: return ops::select_share(scores, gate.tau);
-    case GateMode::dynk_max: return ops::select_near_maximum(scores, gate.tau);
+    case GateMode::dynk: return select_share(scores, gate.tau);
+    case GateMode::dynk_max: return select_near_maximum(scores, gate.tau);
   }
   fail("expert_mask: unknown mode ", static_cast<int>(gate.mode));
 }
 
-}  // namespace switchyard::moe
+}  // namespace switchyard::ops

@@ -4,7 +4,7 @@
 
 #include "core/tensor.h"
 
-namespace switchyard::moe {
+namespace switchyard::ops {
 
 /// Which experts a token runs, by the scores that a router gives them (Szatkowski et al., 2024, arXiv 2310.04361).
 enum class GateMode {
@@ -29,4 +29,4 @@ void check_gate(const Gate& gate, std::int64_t experts);
 /// meant to be 0 or more. Nothing waits for the device.
 Tensor expert_mask(const Tensor& scores, const Gate& gate);
 
-}  // namespace switchyard::moe
+}  // namespace switchyard::ops

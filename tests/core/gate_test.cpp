@@ -1,4 +1,4 @@
-#include "moe/conversion/gate.h"
+#include "core/ops/gate.h"
 
 #include <gtest/gtest.h>
 
@@ -9,7 +9,7 @@
 #include "tests/support/errors.h"
 #include "tests/support/tensors.h"
 
-namespace switchyard::moe {
+namespace switchyard::ops {
 namespace {
 
 using testing::random_tensor;
@@ -97,4 +97,4 @@ TEST(Gate, Errors) {
 }
 
 }  // namespace
-}  // namespace switchyard::moe
+}  // namespace switchyard::ops
