@@ -41,8 +41,10 @@ void check_gate(const Gate& gate, std::int64_t experts) {
 }
 
 Tensor expert_mask(const Tensor& scores, const Gate& gate) {
-  check(scores.defined() && scores.rank() >= 1 && is_floating(scores.dtype()) && scores.size(-1) >= 1,
-        "expert_mask: scores must be floating with at least one expert in the last axis");
+  check(scores.defined(), "expert_mask: scores must be floating, got an undefined tensor");
+  check(scores.rank() >= 1 && is_floating(scores.dtype()) && scores.size(-1) >= 1,
+        "expert_mask: scores must be floating with at least one expert in the last axis, got ", scores.dtype(), " ",
+        scores.shape());
   check_gate(gate, scores.size(-1));
   switch (gate.mode) {
     case GateMode::all: return Tensor::full(scores.shape(), 1, DType::boolean, scores.device());

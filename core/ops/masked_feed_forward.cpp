@@ -27,8 +27,10 @@ void check_weight(const char* op, const char* name, const Tensor& weight, const 
 void check_operands(const Tensor& x, const ExpertLayer& layer, const Tensor& mask) {
   check_expert_layer(kOp, x, layer);
   const Shape shape = {x.size(0), layer.experts()};
-  check(mask.defined() && mask.dtype() == DType::boolean && mask.shape() == shape && mask.device() == x.device(), kOp,
-        ": the mask must be bool ", shape, " on ", x.device());
+  check(mask.defined(), kOp, ": the mask must be bool ", shape, ", got an undefined tensor");
+  check(mask.dtype() == DType::boolean && mask.shape() == shape && mask.device() == x.device(), kOp,
+        ": the mask must be bool ", shape, " on ", x.device(), ", got ", mask.dtype(), " ", mask.shape(), " on ",
+        mask.device());
 }
 
 Tensor decode(const Tensor& x, const ExpertLayer& layer, const Tensor& mask, Activation activation) {
@@ -79,7 +81,8 @@ Tensor by_plan(const Tensor& x, const ExpertLayer& layer, const Tensor& mask, Ac
 }  // namespace
 
 void check_expert_layer(const char* op, const Tensor& x, const ExpertLayer& layer) {
-  check(x.defined() && x.rank() == 2 && is_floating(x.dtype()), op, ": x must be floating [N, D]");
+  check(x.defined(), op, ": x must be floating [N, D], got an undefined tensor");
+  check(x.rank() == 2 && is_floating(x.dtype()), op, ": x must be floating [N, D], got ", x.dtype(), " ", x.shape());
   check(layer.up.defined() && layer.up.rank() == 3, op, ": up must be [E, D, S]");
   check(layer.down.defined() && layer.down.rank() == 3, op, ": down must be [E, S, M]");
   const std::int64_t experts = layer.experts(), neurons = layer.expert_width();

@@ -11,16 +11,18 @@ namespace {
 constexpr const char* kOp = "routed_feed_forward";
 
 void check_operand(const char* name, const Tensor& tensor, const Shape& shape, const Tensor& x) {
-  check(tensor.defined() && tensor.shape() == shape && tensor.dtype() == x.dtype() && tensor.device() == x.device(),
-        kOp, ": ", name, " must be ", x.dtype(), " ", shape, " on ", x.device());
+  check(tensor.defined(), kOp, ": ", name, " must be ", x.dtype(), " ", shape, ", got an undefined tensor");
+  check(tensor.shape() == shape && tensor.dtype() == x.dtype() && tensor.device() == x.device(), kOp, ": ", name,
+        " must be ", x.dtype(), " ", shape, " on ", x.device(), ", got ", tensor.dtype(), " ", tensor.shape(), " on ",
+        tensor.device());
 }
 
 void check_operands(const Tensor& x, const ExpertRouter& router, const ExpertLayer& layer, const Tensor& bias,
                     bool residual) {
   check_expert_layer(kOp, x, layer);
   const std::int64_t experts = layer.experts(), outputs = layer.output_width();
-  check(router.hidden.defined() && router.hidden.rank() == 2, kOp, ": the router's hidden values must be [N, H]");
-  const std::int64_t width = router.hidden.size(1);
+  check(router.weight.defined() && router.weight.rank() == 2, kOp, ": the router's weight must be [E, H]");
+  const std::int64_t width = router.weight.size(1);
   check_operand("the router's hidden values", router.hidden, {x.size(0), width}, x);
   check_operand("the router's weight", router.weight, {experts, width}, x);
   if (router.bias.defined()) check_operand("the router's bias", router.bias, {experts}, x);
