@@ -18,10 +18,9 @@ struct LabelledTexts {
   std::vector<std::string> classes;  ///< names, in the order of their numbers
 };
 
-/// Reads files of one example a line: `label<TAB>text`. The classes are the labels that occur, sorted, or
-/// `classes` where that is not empty. Throws Error naming file and line: a line without tab, without label or without
-/// text, a label that is none of `classes`, a file that is packed or holds zero bytes; and for files without any
-/// example.
+/// Reads files of one example a line: `label<TAB>text`. The classes are the labels that occur, sorted, or `classes`
+/// where that is not empty. Throws Error naming file and line: a line without tab, without label or without text, a
+/// label that is none of `classes`, a file that is packed or holds zero bytes; and for files without any example.
 LabelledTexts read_labelled_texts(const std::vector<std::filesystem::path>& files,
                                   const std::vector<std::string>& classes = {});
 

@@ -3,8 +3,8 @@
 //   build/cpu/bin/convert --model runs/demo-2026-03-01-142507 --out converted --config configs/d2dmoe-gpt.json
 //   build/cpu/bin/generate --run converted --tau 0.9 --prompt "The "
 //
-// Started again with the same arguments it goes on from its last checkpoint. At the end it measures the
-// model at every setting of its gates: tools/plot.py sweep converted/sweep.json.
+// Started again with the same arguments it goes on from its last checkpoint. At the end it measures the model at every
+// setting of its gates: tools/plot.py sweep converted/sweep.json.
 #include <boost/json/array.hpp>
 #include <iostream>
 

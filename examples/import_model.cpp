@@ -1,5 +1,5 @@
-// Makes the folder of a run of a model of Hugging Face's transformers (GPT-2, Gemma, BERT, ViT): config.json and
-// its safetensors files, as save_pretrained() writes them or the Hub holds them.
+// Makes the folder of a run of a model of Hugging Face's transformers (GPT-2, Gemma, BERT, ViT): config.json and its
+// safetensors files, as save_pretrained() writes them or the Hub holds them.
 //
 //   build/cpu/bin/import_model --from gpt2 --out runs/gpt2 --data my_notes/ --set model.context=256
 //   build/cpu/bin/generate --run runs/gpt2 --prompt "The "

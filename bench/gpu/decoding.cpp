@@ -3,9 +3,8 @@
 //
 //   d2dmoe_decode_<tokens>_<width>_<experts>x<neurons>_<percent>   a converted layer with router and gate, of whose
 //                                                                  experts that share runs; beside it the dense layer
-//   gpt_decode_<width>x<layers>_<experts>x<neurons>_<percent>      a converted GPT with `percent` of the experts run
-//   (gate
-//                                                                  topk), one token of 64; beside it the dense GPT
+//   gpt_decode_<width>x<layers>_<experts>x<neurons>_<percent>      a converted GPT, gate topk with that share of the
+//                                                                  experts, one token of 64; beside it the dense GPT
 //   linear_<rows>_<inputs>x<outputs>                               beside it the product by cuBLAS
 
 #include <algorithm>

@@ -1,5 +1,7 @@
 #include "train/conversion/config.h"
 
+#include <algorithm>
+
 #include "core/error.h"
 
 namespace switchyard::train {

@@ -10,8 +10,8 @@
 
 namespace switchyard::train {
 
-/// At which settings of its gates a converted model is measured; see core/ops/gate.h. An empty list leaves that
-/// rule out.
+/// At which settings of its gates a converted model is measured; see core/ops/gate.h. An empty list leaves that rule
+/// out.
 struct SweepConfig {
   std::vector<double> dynk_max = {0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0};  ///< tau
   std::vector<double> dynk;                                                                       ///< tau
@@ -37,16 +37,17 @@ std::vector<std::vector<double>> layer_taus(Task& task, const std::vector<double
 /// Returns
 ///
 ///   {"kind": "sweep",
-///    "dense":  {"loss", "accuracy", "macs_per_token", "share_of_dense", "seconds_per_token",
-///    "seconds_per_decoded_token"}, "layers": [{"name", "experts", "expert_width", "dense_macs",
-///    "macs_without_experts", "macs_per_expert"}, ...], "curves": [{"method", "setting", "points": [{"value", ... as in
-///    "dense" ..., "layers": [
-///                  {"value", "macs_per_token", "mean_experts", "histogram"}, ...]}, ...]}, ...]}
+///    "dense": {"loss", "accuracy", "macs_per_token", "share_of_dense", "seconds_per_token",
+///              "seconds_per_decoded_token"},
+///    "layers": [{"name", "experts", "expert_width", "dense_macs", "macs_without_experts", "macs_per_expert"}, ...],
+///    "curves": [{"method", "setting",
+///                "points": [{"value", ... as in "dense" ...,
+///                            "layers": [{"value", "macs_per_token", "mean_experts", "histogram"}, ...]}, ...]}, ...]}
 ///
 /// "method" is the gate's rule, "dynk_max_by_layer" for layer_taus(); methods that other programs add, such as early
-/// exit, leave "layers" out of their points. "setting" says what a "value" is ("tau", "k / experts"); a layer has one
-/// of its own where they differ. Multiply-adds ("macs") are those of Measurement. "accuracy" is there for classifiers,
-/// times where they were taken. "histogram"[n] counts the tokens that ran n experts.
+/// exit, leave "layers" out of their points. "setting" says what a "value" is ("tau", "mean tau", "k / experts");
+/// a layer has one of its own where they differ. Multiply-adds ("macs") are those of Measurement. "accuracy" is there
+/// for classifiers, times where they were taken. "histogram"[n] counts the tokens that ran n experts.
 boost::json::object sweep(Task& task, const SweepConfig& config, const Measurement& dense,
                           const std::function<void(const std::string&)>& report);
 
