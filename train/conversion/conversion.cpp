@@ -50,12 +50,14 @@ void check_phases_fit(const ConversionConfig& config, const Say& report) {
 RunFolder open_folder(const fs::path& folder, const ConversionConfig& config, const Say& report) {
   std::error_code code;
   if (fs::exists(folder, code) && !fs::is_empty(folder, code)) {
+    RunFolder locked = RunFolder::open(folder);  // first of all: another program may be at work in it
     check_continues(folder, read_config(folder), config);
-  } else {
-    check_phases_fit(config, report);
-    fs::create_directories(folder, code);
-    check(!code, "conversion: ", folder.string(), ": cannot be made: ", code.message());
+    locked.store(to_json(config));
+    return locked;
   }
+  check_phases_fit(config, report);
+  fs::create_directories(folder, code);
+  check(!code, "conversion: ", folder.string(), ": cannot be made: ", code.message());
   write_file(RunFolder::config_path(folder), pretty_json(to_json(config)));
   return RunFolder::open(folder);
 }
@@ -66,7 +68,9 @@ json::object measured_with(const fs::path& path) {
   if (!file.is_open()) return {};
   const std::string text{std::istreambuf_iterator<char>(file), {}};
   const json::value sweep = parse_json(text, path.string());
-  return {{"config", sweep.at("config")}, {"device", sweep.at("device")}};
+  const json::object* found = sweep.if_object();
+  if (!found || !found->contains("config") || !found->contains("device")) return {};
+  return {{"config", found->at("config")}, {"device", found->at("device")}};
 }
 
 /// How far a conversion has come.

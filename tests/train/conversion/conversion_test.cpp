@@ -246,6 +246,16 @@ TEST_F(ConversionTest, WhatDoesNotFitIsToldBeforeAnyWork) {
   EXPECT_FALSE(fs::exists(folder_ / "out"));
 }
 
+TEST_F(ConversionTest, AFolderInUseStaysAsItIs) {
+  ConversionConfig config = tiny_conversion(run_);
+  config.phases = {PhaseKind::experts};
+  const Converted busy(folder_ / "out", config);
+  const std::string before = read_bytes(folder_ / "out/config.json");
+  config.sweep.map_share = 0.5;
+  EXPECT_ERROR(Conversion(folder_ / "out", config, device(), kSilent), "is in use by process");
+  EXPECT_TRUE(read_bytes(folder_ / "out/config.json") == before);
+}
+
 TEST_F(ConversionTest, AFolderOfSomethingElseIsRefused) {
   ConversionConfig config = tiny_conversion(run_);
   config.phases = {PhaseKind::experts};
