@@ -92,6 +92,19 @@ TEST_F(ConversionTest, AnAdaptedModelNeedsFewerExperts) {
   EXPECT_EQ(loaded->evaluate().loss, losses(results, "after")[0]);
 }
 
+TEST_F(ConversionTest, RoutersOfMoeficationAreNotAdapted) {
+  ConversionConfig config = tiny_conversion(run_);
+  config.phases = {PhaseKind::experts, PhaseKind::routers};
+  config.routers.kind = RouterKind::moefication;
+  config.routers.steps = 2;
+  const Converted moefication(folder_ / "moefication", config);
+  config.model = (folder_ / "moefication").string();
+  config.phases = {PhaseKind::adapt};
+  config.routers.kind = RouterKind::norm;
+  EXPECT_ERROR(Conversion(folder_ / "out", config, device(), kSilent),
+               "adapt: the model's routers give scores by identity, as MoEfication's do, expected those of norms");
+}
+
 TEST_F(ConversionTest, WithoutAPenaltyActivationsStayAsTheyAre) {
   ConversionConfig config = tiny_conversion(run_);
   config.phases = {PhaseKind::sparsify};
