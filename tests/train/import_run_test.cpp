@@ -100,6 +100,41 @@ TEST_F(ImportedRunWithTokenizer, OfBytePairs) {
   expect_run(1000);
 }
 
+TEST_F(ImportedRunWithTokenizer, OfMoreTokensThanTheModelEmbeds) {
+  if (!data::has_unicode()) GTEST_SKIP() << "built without utf8proc";
+  fs::copy_file(fixture("tokenizers") / "gpt2.json", folder_ / "tokenizer.json");
+  save_safetensors(folder_ / "model.safetensors", tensors_);
+  EXPECT_EQ(write_run(folder_.path(), {}, folder_ / "run"),
+            "without a tokenizer: " + (folder_ / "tokenizer.json").string() +
+                ": has 1000 tokens, of which the model embeds 61; programs that need text refuse the run\n");
+}
+
+TEST_F(ImportedRun, IsNotMadeOfWhatDoesNotFitNorAmongOtherFiles) {
+  const auto error = [this](const std::string& override) {
+    return testing::error_of([&] { write_run(fixture("vit_grey"), {override}, folder_ / "run"); });
+  };
+  EXPECT_EQ(error("training.device=gpu"),
+            "config: training.device: \"gpu\" is unknown, expected \"cpu\", \"cuda\" or \"cuda:<index>\"");
+  EXPECT_EQ(error("data.tokenizer.model=a.json"),
+            "config: data.tokenizer.model: \"a.json\" is given, expected none with tokenizer \"bytes\"");
+  EXPECT_FALSE(fs::exists(folder_ / "run"));
+  fs::create_directories(folder_ / "run/text");
+  testing::write_bytes(folder_ / "run/text/tokenizer.json", "{}");
+  EXPECT_EQ(error("training.steps=1"),
+            "import: " + (folder_ / "run/text").string() + ": holds files already, expected a new folder");
+}
+
+/// Splits the layers of `run` into experts, in `folder`, and expects the logits of its validation data.
+void expect_the_same_in_experts(const fs::path& run, const fs::path& folder, const Tensor& logits) {
+  ConversionConfig config;
+  config.model = run.string();
+  config.phases = {PhaseKind::experts};
+  config.experts.expert_width = 4;
+  Conversion converted(folder, config, "", kNobody);
+  ASSERT_TRUE(converted.run([] { return false; }));
+  EXPECT_CLOSE(converted.task().validation_pass().run(), logits, kTolerance);
+}
+
 /// Overrides that name the images of the grey ViT's fixture, with labels 2 and 1, to train and to validate on.
 std::vector<std::string> grey_images(const fs::path& folder) {
   std::string pixels;
@@ -125,13 +160,7 @@ TEST_F(ImportedRun, OfAVitClassifiesImageFilesAsTheLibraryDoes) {
   EXPECT_EQ(shown.at("images").at(0).at("label"), "line");
   EXPECT_EQ(shown.at("images").at(1).at("label"), "square");
 
-  ConversionConfig conversion;
-  conversion.model = out.string();
-  conversion.phases = {PhaseKind::experts};
-  conversion.experts.expert_width = 4;
-  Conversion converted(folder_ / "converted", conversion, "", kNobody);
-  ASSERT_TRUE(converted.run([] { return false; }));
-  EXPECT_CLOSE(converted.task().validation_pass().run(), expected("vit_grey", "logits"), kTolerance);
+  expect_the_same_in_experts(out, folder_ / "converted", expected("vit_grey", "logits"));
 }
 
 TEST_F(ImportedRun, OfAVitNamesImagesThatDoNotSuitIt) {
@@ -169,6 +198,7 @@ TEST_F(ImportedRun, OfAVitNamesScalesWithoutACounterpart) {
   EXPECT_EQ(error(R"({"rescale_factor": 0.5})"), "rescale_factor: 0.5 has no counterpart here, expected 1/255");
   EXPECT_EQ(error(R"({"image_mean": [0.5, 0.5, 0.5]})"), "image_mean: [5E-1,5E-1,5E-1], expected a list of one number");
   EXPECT_EQ(error(R"({"image_mean": [0.5]})"), "has no image_std");
+  EXPECT_EQ(error(R"({"image_mean": [0.5], "image_std": [0]})"), "image_std: 0, expected more than 0");
   testing::write_bytes(folder_ / "preprocessor_config.json", R"({"do_normalize": false})");
   write_run(folder_.path(), {}, folder_ / "run");
   const ClassifierConfig config =
@@ -194,13 +224,7 @@ TEST_F(ImportedRun, OfABertClassifiesTextsAsTheLibraryDoes) {
   const boost::json::object shown = task->exhibit().describe(std::vector<double>(4 * 48));
   EXPECT_EQ(shown.at("tokens").at(1).at("text"), " a");
 
-  ConversionConfig conversion;
-  conversion.model = out.string();
-  conversion.phases = {PhaseKind::experts};
-  conversion.experts.expert_width = 4;
-  Conversion converted(folder_ / "converted", conversion, "", kNobody);
-  ASSERT_TRUE(converted.run([] { return false; }));
-  EXPECT_CLOSE(converted.task().validation_pass().run(), expected("bert_texts", "logits"), kTolerance);
+  expect_the_same_in_experts(out, folder_ / "converted", expected("bert_texts", "logits"));
 }
 
 TEST_F(ImportedRun, OfABertTrainsOn) {

@@ -17,12 +17,23 @@ namespace {
 namespace fs = std::filesystem;
 using Report = std::function<void(const std::string&)>;
 
-/// Changes `config` by `overrides`. Each value is in its range then; whether they fit together is not checked.
+/// Changes `config` by `overrides`. Each value is in its range then; whether they fit together is still to be checked.
 template <class RunConfig>
 void change(RunConfig& config, const std::vector<std::string>& overrides) {
   boost::json::object values = to_json(config);
   apply_overrides(values, overrides);
   describe(config).read(values);
+}
+
+/// Throws Error where `out` is a run, or holds what an import that failed has left: a run takes the text and the
+/// tokenizer that it finds.
+void check_is_new(const fs::path& out) {
+  std::error_code code;
+  check(!fs::exists(RunFolder::config_path(out), code), "import: ", out.string(),
+        ": is the folder of a run already, expected a new one");
+  for (const fs::path& left : {RunFolder::text_path(out), RunFolder::checkpoints_path(out)})
+    check(!fs::exists(left, code) || fs::is_empty(left, code), "import: ", left.string(),
+          ": holds files already, expected a new folder");
 }
 
 void write_run(const fs::path& out, const boost::json::object& config, const nn::Module& model) {
@@ -31,8 +42,8 @@ void write_run(const fs::path& out, const boost::json::object& config, const nn:
 }
 
 /// The tokenizer that comes with the model; of kind none, after a report of the reason, where there is none that can be
-/// used here.
-TokenizerConfig tokenizer_of(const HubFolder& folder, const Report& report) {
+/// used here. `vocabulary`: how many tokens the model embeds.
+TokenizerConfig tokenizer_of(const HubFolder& folder, std::int64_t vocabulary, const Report& report) {
   const fs::path pieces = folder.path() / "tokenizer.model", whole = folder.path() / "tokenizer.json";
   TokenizerConfig config;
   config.kind = fs::exists(pieces) ? TokenizerKind::sentencepiece : TokenizerKind::transformers;
@@ -40,7 +51,8 @@ TokenizerConfig tokenizer_of(const HubFolder& folder, const Report& report) {
   if (config.kind == TokenizerKind::sentencepiece) return config;
   try {
     check(fs::exists(whole), folder.path().string(), " has neither tokenizer.json nor a SentencePiece tokenizer.model");
-    load_hub_tokenizer(whole);
+    const std::int64_t tokens = load_hub_tokenizer(whole)->vocabulary_size();
+    check(tokens <= vocabulary, whole.string(), ": has ", tokens, " tokens, of which the model embeds ", vocabulary);
   } catch (const Error& error) {
     report(std::string("without a tokenizer: ") + error.what() + "; programs that need text refuse the run");
     config.kind = TokenizerKind::none;
@@ -53,7 +65,7 @@ void write_language_model(const HubFolder& folder, const std::vector<std::string
                           const Report& report) {
   Config config;
   config.model = language_model_config(folder);
-  config.data.tokenizer = tokenizer_of(folder, report);
+  config.data.tokenizer = tokenizer_of(folder, config.model.vocabulary_size, report);
   change(config, overrides);
   validate(config);
   const auto model = import_language_model(folder, config.model);
@@ -71,6 +83,7 @@ void read_scale(const HubSettings& theirs, ClassifierDataConfig& data) {
   const bool normalized = theirs.boolean("do_normalize", true);
   data.mean = normalized ? theirs.single_number("image_mean") : 0;
   data.deviation = normalized ? theirs.single_number("image_std") : 1;
+  check(data.deviation > 0, theirs.where(), "image_std: ", data.deviation, ", expected more than 0");
 }
 
 std::unique_ptr<nn::Module> import_classifier(const HubFolder& folder, const ClassifierModelConfig& config) {
@@ -85,8 +98,12 @@ void write_classifier(const HubFolder& folder, const std::vector<std::string>& o
   config.data.classes = class_names(folder);
   const fs::path preprocessor = folder.path() / "preprocessor_config.json";
   if (config.model.channels == 1 && fs::exists(preprocessor)) read_scale(HubSettings(preprocessor), config.data);
-  if (config.model.kind == ClassifierKind::text_classifier) config.data.tokenizer = tokenizer_of(folder, report);
+  if (config.model.kind == ClassifierKind::text_classifier)
+    config.data.tokenizer = tokenizer_of(folder, config.model.vocabulary_size, report);
   change(config, overrides);
+  validate_tokenizer(config.data.tokenizer);
+  validate_training(config.training, config.optimizer);
+  validate_output(config.output);
   const auto model = import_classifier(folder, config.model);
   model->to(dtype_of(config.training.dtype));
   make_text_folder(RunFolder::text_path(out));
@@ -101,9 +118,7 @@ void write_classifier(const HubFolder& folder, const std::vector<std::string>& o
 
 void write_imported_run(const HubFolder& folder, const std::vector<std::string>& overrides, const fs::path& out,
                         const Report& report) {
-  std::error_code code;
-  check(!fs::exists(RunFolder::config_path(out), code), "import: ", out.string(),
-        ": is the folder of a run already, expected a new one");
+  check_is_new(out);
   if (is_language_model(folder)) write_language_model(folder, overrides, out, report);
   else write_classifier(folder, overrides, out, report);
 }
