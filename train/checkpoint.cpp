@@ -201,8 +201,7 @@ std::string checkpoint_name(std::int64_t step) {
   return "step-" + std::string(digits.size() < 8 ? 8 - digits.size() : 0, '0') + digits;
 }
 
-// Not by the optimiser's tensors: plain gradient descent has none.
-bool holds_weights_only(const OpenCheckpoint& checkpoint) { return !checkpoint.state.contains("generator"); }
+bool holds_weights_only(const OpenCheckpoint& checkpoint) { return checkpoint.optimizer.names().empty(); }
 
 std::vector<std::pair<std::int64_t, fs::path>> list_checkpoints(const fs::path& folder) {
   std::vector<std::pair<std::int64_t, fs::path>> found;

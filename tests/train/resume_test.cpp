@@ -78,7 +78,6 @@ INSTANTIATE_TEST_SUITE_P(
                                    c.optimizer.kind = OptimizerKind::sgd;
                                    c.optimizer.momentum = 0.9;
                                  }},
-                      ResumeCase{"sgd_without_momentum", [](Config& c) { c.optimizer.kind = OptimizerKind::sgd; }},
                       ResumeCase{"validation_in_between", [](Config& c) { c.training.validate_every = 5; }}),
     [](const auto& given) { return std::string(given.param.name); });
 
