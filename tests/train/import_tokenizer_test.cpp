@@ -96,9 +96,9 @@ TEST_F(ImportedTokenizer, NamesBytePairsThatItCannotRead) {
             at + "normalizer: {\"type\":\"NFC\"} has no counterpart here, expected null");
   EXPECT_EQ(error("\"\xC4\xA0\",\n        \"t\"\n", "\"t\"\n"), at + "model.merges: [\"t\"], expected two pieces");
   EXPECT_EQ(error("\"merges\": [", "\"merges\": [[\"q\", \"q\"],"),
-            "byte pairs: the vocabulary of 1000 pieces has no \"qq\"");
+            at + "byte pairs: the vocabulary of 1000 pieces has no \"qq\"");
   EXPECT_EQ(error("      \"q\": ", "      \"qqq\": "),
-            "byte pairs: the vocabulary of 1000 pieces has none for byte 113");
+            at + "byte pairs: the vocabulary of 1000 pieces has none for byte 113");
 }
 
 TEST_F(ImportedTokenizer, NamesWhatItCannotRead) {
@@ -115,6 +115,8 @@ TEST_F(ImportedTokenizer, NamesWhatItCannotRead) {
                at + "\"[SEP]\" and \"[MASK]\" have the same id 3");
   EXPECT_ERROR(changed("bert.json", "\"[CLS]\": 2", "\"[CLS]\": \"2\""),
                at + "the id of \"[CLS]\" is no number, expected one from 0");
+  EXPECT_ERROR(changed("bert.json", "\"unk_token\": \"[UNK]\"", "\"unk_token\": \"<unk>\""),
+               at + "wordpiece: the vocabulary of 1500 pieces has no <unk>");
   EXPECT_ERROR(changed("bert.json", "\"version\"", "version"), at + "line 2, column 3: not valid JSON");
   testing::write_bytes(folder_ / "tokenizer.json", "[]");
   EXPECT_ERROR(load_hub_tokenizer(folder_ / "tokenizer.json"), at + "holds no JSON object");

@@ -51,6 +51,16 @@ void require(const HubSettings& file, std::string_view key, const std::string& e
   check(found == expected, file.where(), key, ": \"", found, "\" has no counterpart here, expected \"", expected, "\"");
 }
 
+/// The tokenizer of these options, which were read from `file`.
+template <class Kind, class Options>
+std::shared_ptr<const data::Tokenizer> make(const HubSettings& file, Options options) {
+  try {
+    return std::make_shared<Kind>(std::move(options));
+  } catch (const Error& error) {
+    fail(file.where(), error.what());
+  }
+}
+
 std::shared_ptr<const data::Tokenizer> wordpiece(const HubSettings& file, std::uint64_t fingerprint) {
   require(file, "normalizer.type", "BertNormalizer");
   file.expect("normalizer.clean_text", true);
@@ -64,7 +74,7 @@ std::shared_ptr<const data::Tokenizer> wordpiece(const HubSettings& file, std::u
   options.longest_word = static_cast<std::size_t>(file.integer("model.max_input_chars_per_word", 100));
   options.unknown = file.text("model.unk_token", options.unknown);
   options.fingerprint = fingerprint;
-  return std::make_shared<data::WordPieceTokenizer>(std::move(options));
+  return make<data::WordPieceTokenizer>(file, std::move(options));
 }
 
 /// GPT-2's files write each byte as a character that can be seen: those that can be seen as themselves, the others, in
@@ -122,7 +132,7 @@ std::shared_ptr<const data::Tokenizer> byte_pairs(const HubSettings& file, std::
   check(merges && merges->is_array(), file.where(), "model.merges: expected a list of pairs");
   for (const json::value& merge : merges->get_array()) options.merges.push_back(merge_of(file, merge));
   options.fingerprint = fingerprint;
-  return std::make_shared<data::BytePairTokenizer>(std::move(options));
+  return make<data::BytePairTokenizer>(file, std::move(options));
 }
 
 }  // namespace
