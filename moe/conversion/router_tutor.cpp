@@ -10,7 +10,8 @@
 
 namespace switchyard::moe {
 
-RouterTutor::RouterTutor(std::vector<DynamicFeedForward*> layers, RouterTarget target, RouterLoss loss)
+RouterTutor::RouterTutor(std::vector<DynamicFeedForward*> layers, RouterTarget target, RouterLoss loss,
+                         std::int64_t most_rows)
     : layers_(std::move(layers)),
       target_(target),
       loss_(loss),
@@ -19,8 +20,8 @@ RouterTutor::RouterTutor(std::vector<DynamicFeedForward*> layers, RouterTarget t
       sizes_(layers_.size(), 1) {
   check(!layers_.empty(), "RouterTutor: the model has no converted layer");
   for (std::size_t i = 0; i < layers_.size(); ++i)
-    layers_[i]->set_observer([this, i](const Tensor& rows) {
-      rows_[i] = rows;
+    layers_[i]->set_observer([this, i, most_rows](const Tensor& rows) {
+      rows_[i] = rows.slice(0, 0, std::min(most_rows, rows.size(0)));
       targets_[i] = {};
     });
 }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <limits>
 #include <vector>
 
 #include "moe/conversion/dynamic_feed_forward.h"
@@ -17,8 +18,10 @@ enum class RouterTarget {
 /// that each layer read last. The layers' own weights are the teachers and get no gradient.
 class RouterTutor {
  public:
-  /// Throws Error when there are no layers. They must live longer.
-  RouterTutor(std::vector<DynamicFeedForward*> layers, RouterTarget target, RouterLoss loss);
+  /// Of the rows that pass through a layer at a time it keeps the first `most_rows`: targets of rows cost about as much
+  /// as running them. Throws Error when there are no layers. They must live longer.
+  RouterTutor(std::vector<DynamicFeedForward*> layers, RouterTarget target, RouterLoss loss,
+              std::int64_t most_rows = std::numeric_limits<std::int64_t>::max());
   ~RouterTutor();
   RouterTutor(const RouterTutor&) = delete;
   RouterTutor& operator=(const RouterTutor&) = delete;
@@ -32,7 +35,7 @@ class RouterTutor {
 
   /// Parameters of all routers, "<layer>.layers.<i>.weight" with the layers numbered from 0.
   std::vector<nn::NamedParameter> parameters() const;
-  /// How many rows were seen last. Throws Error before the model has run.
+  /// How many rows were kept last. Throws Error before the model has run.
   std::int64_t rows() const;
   /// Sum of the routers' losses on rows first .. last - 1 of them: each router learns as if it were alone.
   Variable loss(std::int64_t first, std::int64_t last) const;

@@ -1,4 +1,3 @@
-#include <algorithm>
 #include <boost/json/array.hpp>
 
 #include "autograd/ops/elementwise.h"
@@ -38,14 +37,15 @@ std::optional<json::object> run(PhaseContext& context) {
   nn::Module& model = task.model();
   reshape(task, context.config);
   json::array before = measure(task, config.taus);
-  moe::RouterTutor tutor(moe::converted_layers(model), moe::RouterTarget::output_norm, moe::RouterLoss::mse);
+  moe::RouterTutor tutor(moe::converted_layers(model), moe::RouterTarget::output_norm, moe::RouterLoss::mse,
+                         context.config.routers.tokens);
   task.run_training_batch();
   tutor.normalize();
   const auto loss = [&](std::int64_t step) {
     const double tau = config.taus[static_cast<std::size_t>(step) % config.taus.size()];
     moe::set_gates(model, {GateMode::dynk_max, 1, tau});
     const Variable task_loss = task.training_loss();
-    return task_loss + tutor.loss(0, std::min(context.config.routers.tokens, tutor.rows()));
+    return task_loss + tutor.loss(0, tutor.rows());
   };
   model.train();
   const bool finished =

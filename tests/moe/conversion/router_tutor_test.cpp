@@ -65,6 +65,21 @@ TEST(RouterTutor, TheLossIsTheSumOfTheLayers) {
   EXPECT_ERROR(tutor.loss(10, 65), "rows 10 to 65 of 64");
 }
 
+TEST(RouterTutor, KeepsNoMoreRowsThanItIsTo) {
+  Layers layers;
+  Variable expected;
+  {
+    RouterTutor all({&layers.first, &layers.second}, RouterTarget::output_norm, RouterLoss::mse);
+    layers.run(3);
+    expected = all.loss(0, 20);
+  }
+  RouterTutor some({&layers.first, &layers.second}, RouterTarget::output_norm, RouterLoss::mse, 20);
+  layers.run(3);
+  EXPECT_EQ(some.rows(), 20);
+  EXPECT_CLOSE(some.loss(0, 20).data(), expected.data(), 1e-12);
+  EXPECT_ERROR(some.loss(0, 21), "rows 0 to 21 of 20");
+}
+
 TEST(RouterTutor, NormalizedTargetsAreAnotherScaleOfTheSameTask) {
   Layers layers;
   RouterTutor tutor({&layers.first}, RouterTarget::output_norm, RouterLoss::mse);
