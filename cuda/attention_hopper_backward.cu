@@ -303,6 +303,7 @@ struct KeyValueGradient {
         wgmma_wait<1>();
         pin(dweights);
         differentiate(p, memory.delta[stage], kept, at, dweights, packed);
+        __syncwarp();  // one lane releases the stage for all, which have read its statistics
         pin(key_sums);
         wgmma_fence();
         start_weighted_rows<kWidth, kSteps>(key_sums, packed, memory.passing[stage][0]);

@@ -144,6 +144,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
     for (int step = 0;;) {
       wait_barrier(&shared.full[step % kStages], step / kStages % 2);
       const Where tile = shared.where[step % kStages];
+      __syncwarp();  // one lane releases the stage for all, which have read its tile
       if (tile.count == 0) return;
       multiply<kColumns, kBlocks, kWeight>(p, tile, shared, step);
     }

@@ -261,6 +261,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
     for (int step = 0;;) {
       wait_barrier(&ring.full[step % kStages], step / kStages % 2);
       const Where tile = ring.where[step % kStages];
+      __syncwarp();  // one lane releases the stage for all, which have read its tile
       if (tile.count == 0) return;
       multiply_pattern<kWeight>(p, tile, ring, step);
     }

@@ -245,6 +245,7 @@ __device__ void multiply_part(const GatheredProduct& p, const WorkDivision& work
   std::uint32_t a[2][4][4];  // two steps in turn: one is loaded while the products of the other go on
   int previous = -1;
   const auto release = [&] {
+    __syncwarp();  // one lane releases the stage for all, which have read it
     if (previous >= 0 && threadIdx.x % 32 == 0) arrive(&shared.free[previous]);
   };
   const auto multiply = [&](int step, std::uint32_t(&fragment)[4][4]) {

@@ -166,6 +166,7 @@ __device__ inline void multiply_hidden(const HiddenProduct& p, const Choices& ch
       const std::int64_t token = shared.tokens[step % kStages][first_row + group + half * 8];
       bits[i][half] = reinterpret_cast<const uint4*>(choices.bits)[token * blocks.count + max(tile.blocks[i], 0)];
     }
+  __syncwarp();  // one lane releases the stage for all, which have read its tile and tokens
   float sums[1][kColumns / 2];
   accumulate<kColumns, 1, Major::depth>(shared.ring, (p.width + kDepth - 1) / kDepth, step, sums);
 #pragma unroll

@@ -7,7 +7,7 @@
 #
 # The second form runs the tests of the ops alone, under NVIDIA's compute-sanitizer.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 usage="usage: scripts/gpu-check.sh OUTPUT_FOLDER [--no-bench | --sanitize memcheck|racecheck|initcheck] [gtest filter]"
 output=$(realpath -m "${1:?$usage}")
 shift
@@ -50,25 +50,34 @@ fi
 # What stands behind "-" in a filter of ctest's, such as "--gtest_filter=-Schedule*:Init*".
 without() { ctest --test-dir build/cuda -N -V -R "^cuda.$1\$" | sed -n 's/.*gtest_filter=-\([^" ]*\).*/\1/p' | head -1; }
 
+# The sanitizers are slow and leave the GPU idle most of the time, so that the tests of a folder share it there.
+shards=1
+if [ -n "$tool" ]; then shards=$((($(nproc) + 3) / 4)); fi
+
 failed=0
 table=
 for folder in $folders; do
-  log=$output/$folder.log
   run=(build/cuda/bin/${folder}_tests "--gtest_filter=$filter-$(without "$folder")")
   if [ -n "$tool" ]; then
-    log=$output/$folder.$tool.log
     run[1]+=":*CudaStep*:CudaTraining*:CudaKernelTrace*" # not of single ops; some watch the driver, as the tool does
     run=(compute-sanitizer --tool "$tool" --error-exitcode 99 --print-limit 20 "${run[@]}")
   fi
   device=cuda
   if [ "$folder" = cuda ]; then device=cpu; fi # which compares both devices itself
   start=$SECONDS
-  SWITCHYARD_TEST_DEVICE=$device "${run[@]}" >"$log" 2>&1
-  status=$?
+  processes=()
+  for ((shard = 0; shard < shards; shard++)); do
+    GTEST_TOTAL_SHARDS=$shards GTEST_SHARD_INDEX=$shard SWITCHYARD_TEST_DEVICE=$device "${run[@]}" \
+      >"$output/$folder${tool:+.$tool}.$shard.log" 2>&1 &
+    processes+=($!)
+  done
+  status=0
+  for process in "${processes[@]}"; do wait "$process" || status=$?; done
   if [ $status -ne 0 ]; then failed=1; fi
-  count() { grep "^\[ *$1" "$log" | grep -c ' ms)$'; }
+  logs=("$output/$folder${tool:+.$tool}".[0-9]*.log)
+  count() { cat "${logs[@]}" | grep "^\[ *$1" | grep -c ' ms)$'; }
   table+=$(printf '%-10s %8s %8s %8s %8s %8s' "$folder" "$(count OK)" "$(count FAILED)" "$(count SKIPPED)" $status $((SECONDS - start)))$'\n'
-  if [ -n "$tool" ]; then grep -E 'ERROR SUMMARY|RACECHECK SUMMARY' "$log"; fi
+  if [ -n "$tool" ]; then grep -h -E 'ERROR SUMMARY|RACECHECK SUMMARY' "${logs[@]}"; fi
 done
 
 if [ $bench = yes ]; then build/cuda/bin/bench_gpu --json "$output/bench.json"; fi
