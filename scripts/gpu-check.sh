@@ -52,7 +52,7 @@ without() { ctest --test-dir build/cuda -N -V -R "^cuda.$1\$" | sed -n 's/.*gtes
 
 # The sanitizers are slow and leave the GPU idle most of the time, so that the tests of a folder share it there.
 shards=1
-if [ -n "$tool" ]; then shards=$((($(nproc) + 3) / 4)); fi
+if [ -n "$tool" ]; then shards=$((($(getconf _NPROCESSORS_ONLN) + 3) / 4)); fi
 
 failed=0
 table=
