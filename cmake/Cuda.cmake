@@ -6,6 +6,8 @@ file(GLOB_RECURSE cuda_host_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/cuda
 set(cuda_stub ${PROJECT_SOURCE_DIR}/cuda/stub.cpp)
 list(REMOVE_ITEM cuda_host_sources ${cuda_stub})
 
+option(SWITCHYARD_RACECHECK "Synchronise in the ways that compute-sanitizer's racecheck follows; slower" OFF)
+mark_as_advanced(SWITCHYARD_RACECHECK)
 set(SWITCHYARD_CUDA_ARCHITECTURES "80;90a" CACHE STRING "GPU architectures to build for; 90a is Hopper with all it has")
 set(build_cuda OFF)
 if(NOT SWITCHYARD_CUDA)
@@ -42,6 +44,9 @@ if(build_cuda)
   target_sources(switchyard_core PRIVATE ${cuda_kernels} ${cuda_host_sources})
   set_target_properties(switchyard_core PROPERTIES CUDA_ARCHITECTURES OFF)
   target_compile_options(switchyard_core PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr>)
+  if(SWITCHYARD_RACECHECK)
+    target_compile_definitions(switchyard_core PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:SWITCHYARD_RACECHECK>)
+  endif()
   foreach(architecture IN LISTS SWITCHYARD_CUDA_ARCHITECTURES)
     # Code for 80 also goes in as PTX, which the driver compiles for any newer GPU; code for 90a runs on Hopper only.
     set(code sm_${architecture})

@@ -228,11 +228,6 @@ __device__ inline float unpack_weight(const std::uint32_t (&weights)[kColumns / 
   return __uint_as_float(n % 2 == 0 ? two << 16 : two & 0xffff0000u);
 }
 
-/// Tells the thread that fills a stage that this warp is done with it.
-__device__ inline void release(std::uint64_t* empty, const GroupLane& at) {
-  if (at.lane == 0) arrive(empty);
-}
-
 /// Stores 64 rows times `factor`, two neighbouring lanes together as 8 bytes where rows allow it.
 template <int kWidth>
 __device__ inline void store_rows(const float (&sums)[kWidth / 2], const float (&factor)[2], const Heads<Bf16>& to,

@@ -40,11 +40,11 @@ struct BackwardMemory {
   __device__ void init_barriers() {
     for (int s = 0; s < kOwnedStages; ++s) {
       init_barrier(&owned_full[s], 1);
-      init_barrier(&owned_empty[s], kGroups * 4);
+      init_barrier(&owned_empty[s], kGroups * 4 * kWarpArrivals);
     }
     for (int s = 0; s < kStages; ++s) {
-      init_barrier(&full[s], 2);  // the bytes are announced, the statistics are there
-      init_barrier(&empty[s], kGroups * 4);
+      init_barrier(&full[s], 1 + kWarpArrivals);  // the bytes are announced, the statistics are there
+      init_barrier(&empty[s], kGroups * 4 * kWarpArrivals);
     }
     fence_barriers();
   }
@@ -64,7 +64,7 @@ __device__ inline void copy_owned(Memory& memory, const RingPosition<kOwnedStage
 template <class Memory>
 __device__ inline void skip_stage(Memory& memory, RingPosition<kStages>& ring, const GroupLane& at) {
   wait_barrier(&memory.full[ring.stage], ring.parity);
-  release(&memory.empty[ring.stage], at);
+  arrive_of_warp(&memory.empty[ring.stage], at.lane);
   ring.advance();
 }
 
@@ -90,7 +90,7 @@ struct QueryGradient {
         arrive_and_expect(full, 2 * kTileBytes<kWidth, kSteps>);
         task.key.copy<kWidth, kSteps>(memory.passing[ring.stage][0], b, h, first_key, full);
         task.value.copy<kWidth, kSteps>(memory.passing[ring.stage][1], b, h, first_key, full);
-        arrive(full);
+        arrive(full, kWarpArrivals);
       }
     });
   }
@@ -135,7 +135,7 @@ struct QueryGradient {
         wgmma_wait<1>();
         pin(weights);
         pin(sums);
-        if (first_key > 0) release(&memory.empty[last.stage], at);
+        if (first_key > 0) arrive_of_warp(&memory.empty[last.stage], at.lane);
         hide_keys<kSteps>(p, b, first_query, first_key, at, weights);
 #pragma unroll
         for (int n = 0; n < kSteps / 2; ++n) weights[n] = exp2_of(weights[n] * scale - normalizer[n / 2 % 2]);
@@ -154,11 +154,11 @@ struct QueryGradient {
         if (first_key + kSteps >= end) break;
         start_weights();
       }
-      release(&memory.owned_empty[owned.stage], at);
+      arrive_of_warp(&memory.owned_empty[owned.stage], at.lane);
       owned.advance();
       wgmma_wait<0>();
       pin(sums);
-      release(&memory.empty[last.stage], at);
+      arrive_of_warp(&memory.empty[last.stage], at.lane);
       for (int steps = (end + kSteps - 1) / kSteps; steps < (tile_end + kSteps - 1) / kSteps; ++steps)
         skip_stage(memory, ring, at);
       const float factor[2] = {p.scale, p.scale};
@@ -205,7 +205,7 @@ struct KeyValueGradient {
           memory.delta[stage][i] = task.delta_of(b, h, query + i);
         }
         __syncwarp();
-        if (threadIdx.x == 0) arrive(full);
+        arrive_of_warp(full, threadIdx.x);
       }
     });
   }
@@ -291,7 +291,7 @@ struct KeyValueGradient {
         wgmma_wait<1>();
         pin(weights);
         pin(key_sums);
-        if (first_query > begin) release(&memory.empty[last.stage], at);
+        if (first_query > begin) arrive_of_warp(&memory.empty[last.stage], at.lane);
         hide_queries(p, b, first_key, first_query, at, weights);
         std::uint64_t kept = 0;
         if (p.dropout > 0) kept = kept_bits<kSteps / 8, true>(p, b, h, first_query, first_key, at);
@@ -315,12 +315,12 @@ struct KeyValueGradient {
         if (first_query + kSteps >= p.queries) break;
         start_weights();
       }
-      release(&memory.owned_empty[owned.stage], at);
+      arrive_of_warp(&memory.owned_empty[owned.stage], at.lane);
       owned.advance();
       wgmma_wait<0>();
       pin(key_sums);
       pin(value_sums);
-      release(&memory.empty[last.stage], at);
+      arrive_of_warp(&memory.empty[last.stage], at.lane);
       const float scales[2] = {p.scale, p.scale}, ones[2] = {1, 1};
       store_rows<kWidth>(key_sums, scales, task.dkey, b, h, first_key, p.keys, at);
       store_rows<kWidth>(value_sums, ones, task.dvalue, b, h, first_key, p.keys, at);

@@ -132,7 +132,7 @@ __device__ void attend(const ForwardTask& task, ForwardMemory<kWidth>& memory) {
     start_keys();
     wgmma_wait<0>();
     pin(logits);
-    release(&memory.key_empty[ring.stage], at);
+    arrive_of_warp(&memory.key_empty[ring.stage], at.lane);
     weigh(0);
     pack_weights<kKeys>(logits, weights);
     for (int first_key = kKeys; first_key < end; first_key += kKeys) {
@@ -142,21 +142,21 @@ __device__ void attend(const ForwardTask& task, ForwardMemory<kWidth>& memory) {
       start_values(last);
       wgmma_wait<1>();
       pin(logits);
-      release(&memory.key_empty[ring.stage], at);
+      arrive_of_warp(&memory.key_empty[ring.stage], at.lane);
       weigh(first_key);
       wgmma_wait<0>();
       pin(sums);
-      release(&memory.value_empty[last.stage], at);
+      arrive_of_warp(&memory.value_empty[last.stage], at.lane);
 #pragma unroll
       for (int n = 0; n < kWidth / 2; ++n) sums[n] *= correction[n / 2 % 2];
       pack_weights<kKeys>(logits, weights);
     }
-    release(&memory.query_empty[query.stage], at);
+    arrive_of_warp(&memory.query_empty[query.stage], at.lane);
     query.advance();
     start_values(ring);
     wgmma_wait<0>();
     pin(sums);
-    release(&memory.value_empty[ring.stage], at);
+    arrive_of_warp(&memory.value_empty[ring.stage], at.lane);
     ring.advance();
 
     float inverse[2];
@@ -182,13 +182,13 @@ __global__ void __launch_bounds__(kHopperThreads, 1) forward(const __grid_consta
     if (threadIdx.x == 0) {
       for (int s = 0; s < kQueryStages; ++s) {
         init_barrier(&memory.query_full[s], 1);
-        init_barrier(&memory.query_empty[s], kGroups * 4);
+        init_barrier(&memory.query_empty[s], kGroups * 4 * kWarpArrivals);
       }
       for (int s = 0; s < kStages; ++s) {
         init_barrier(&memory.key_full[s], 1);
         init_barrier(&memory.value_full[s], 1);
-        init_barrier(&memory.key_empty[s], kGroups * 4);
-        init_barrier(&memory.value_empty[s], kGroups * 4);
+        init_barrier(&memory.key_empty[s], kGroups * 4 * kWarpArrivals);
+        init_barrier(&memory.value_empty[s], kGroups * 4 * kWarpArrivals);
       }
       fence_barriers();
     }

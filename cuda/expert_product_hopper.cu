@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   auto& shared = *reinterpret_cast<Shared<kColumns, kBlocks>*>(memory);
   if (threadIdx.x < kStages) {
     init_barrier(&shared.full[threadIdx.x], kGroup + 1);
-    init_barrier(&shared.empty[threadIdx.x], 2 * kGroup / 32);
+    init_barrier(&shared.empty[threadIdx.x], 2 * kGroup / 32 * kWarpArrivals);
     fence_barriers();
   }
   __syncthreads();

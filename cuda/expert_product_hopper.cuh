@@ -157,7 +157,7 @@ __device__ inline void store_rows(const float (&sums)[kColumns / 2], Bf16* resul
 /// A multiplying warp says that it is done with the stage of a step.
 template <int kColumns, int kBlocks>
 __device__ inline void release(Shared<kColumns, kBlocks>& shared, int step) {
-  if (threadIdx.x % 32 == 0) arrive(&shared.empty[step % kStages]);
+  arrive_of_warp(&shared.empty[step % kStages], threadIdx.x % 32);
 }
 
 /// sums = the products of the next `steps` stages, by a multiplying warpgroup: every other block of 64 rows.

@@ -249,7 +249,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   auto& ring = shared.ring;
   if (threadIdx.x < kStages) {
     init_barrier(&ring.full[threadIdx.x], kGroup + 1);
-    init_barrier(&ring.empty[threadIdx.x], 2 * kGroup / 32);
+    init_barrier(&ring.empty[threadIdx.x], 2 * kGroup / 32 * kWarpArrivals);
     fence_barriers();
   }
   __syncthreads();

@@ -137,7 +137,7 @@ __device__ void gather(const GatheredProduct& p, Shared& shared, Ring& ring, con
       if (lane / kLinesPerWarp == i) shared.gates[ring.stage][first_line + lane % kLinesPerWarp] = gate;
       arrive_after_copies(&shared.filled[ring.stage]);
       __syncwarp();
-      if (lane == 0) arrive(&shared.filled[ring.stage]);  // for the gates
+      arrive_of_warp(&shared.filled[ring.stage], lane);  // for the gates
     }
     gate = next_gate, next_gate = third_gate;
   }
@@ -246,7 +246,7 @@ __device__ void multiply_part(const GatheredProduct& p, const WorkDivision& work
   int previous = -1;
   const auto release = [&] {
     __syncwarp();  // one lane releases the stage for all, which have read it
-    if (previous >= 0 && threadIdx.x % 32 == 0) arrive(&shared.free[previous]);
+    if (previous >= 0) arrive_of_warp(&shared.free[previous], threadIdx.x % 32);
   };
   const auto multiply = [&](int step, std::uint32_t(&fragment)[4][4]) {
     wait_barrier(&shared.filled[ring.stage], ring.parity);
@@ -278,8 +278,8 @@ __global__ void __launch_bounds__(kBlockThreads, 1) weight_gradient_hopper(Gathe
   Shared& shared = *reinterpret_cast<Shared*>(bytes);
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < kStages; ++stage) {
-      init_barrier(&shared.filled[stage], kCopyWarps * 32 + kCopyWarps);
-      init_barrier(&shared.free[stage], kMultiplyWarps);
+      init_barrier(&shared.filled[stage], kCopyWarps * (32 + kWarpArrivals));
+      init_barrier(&shared.free[stage], kMultiplyWarps * kWarpArrivals);
     }
     fence_barriers();
   }

@@ -50,7 +50,7 @@ struct HiddenProduct {
 __device__ inline void prepare_barriers(Shared<kColumns, 1>& ring, int producers) {
   if (threadIdx.x < kStages) {
     init_barrier(&ring.full[threadIdx.x], producers);
-    init_barrier(&ring.empty[threadIdx.x], 2 * kGroup / 32);
+    init_barrier(&ring.empty[threadIdx.x], 2 * kGroup / 32 * kWarpArrivals);
     fence_barriers();
   }
   __syncthreads();

@@ -37,8 +37,10 @@ if [ $bench = yes ]; then targets+=(bench_gpu); fi
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
 architecture=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -1 | tr -d .) # of this GPU alone: builds faster
 if [ "$architecture" = 90 ]; then architecture=90a; fi
+racecheck=OFF
+if [ "$tool" = racecheck ]; then racecheck=ON; fi
 if ! cmake --preset cuda -DSWITCHYARD_EXAMPLES=OFF -DSWITCHYARD_CUDA_ARCHITECTURES="$architecture" \
-  >"$output/configure.log" 2>&1; then
+  -DSWITCHYARD_RACECHECK=$racecheck >"$output/configure.log" 2>&1; then
   tail -20 "$output/configure.log"
   exit 1
 fi
