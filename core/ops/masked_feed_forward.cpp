@@ -54,17 +54,19 @@ Tensor by_blocks(const Tensor& x, const ExpertLayer& layer, const Tensor& mask, 
   return y;
 }
 
+/// The neurons of a layer, of which product(weight, bias, function) gives function(x weight + bias).
+template <class Product>
+Tensor neurons_by(const Product& product, const ExpertLayer& layer, Activation activation) {
+  if (!layer.gated()) return product(layer.up, layer.up_bias, activation);
+  const Tensor hidden = product(layer.up, layer.up_bias, Activation::identity);
+  return multiply(product(layer.gate, layer.gate_bias, activation), hidden);
+}
+
 /// All experts for all tokens; then the neurons that the mask leaves out become 0.
 Tensor all_experts(const Tensor& x, const ExpertLayer& layer, const Tensor& mask, Activation activation) {
-  const std::int64_t neurons = layer.up.size(0) * layer.up.size(2);
-  const auto product = [&](const Tensor& weight, const Tensor& bias, Activation function) {
-    const Tensor matrix = weight.transpose(1, 2).reshape({neurons, x.size(1)});
-    return linear(x, matrix, bias.defined() ? bias.reshape({neurons}) : bias, {}, function);
-  };
-  Tensor hidden = product(layer.up, layer.up_bias, layer.gate.defined() ? Activation::identity : activation);
-  if (layer.gate.defined()) hidden = multiply(product(layer.gate, layer.gate_bias, activation), hidden);
+  const Tensor hidden = all_neurons(x, layer, activation);
   if (hidden.numel() > 0) cuda::keep_chosen(hidden, mask.contiguous());
-  return matmul(hidden, layer.down.reshape({neurons, layer.down.size(2)}));
+  return matmul(hidden, layer.down.reshape({hidden.size(1), layer.output_width()}));
 }
 
 Tensor by_plan(const Tensor& x, const ExpertLayer& layer, const Tensor& mask, Activation activation) {
@@ -73,9 +75,7 @@ Tensor by_plan(const Tensor& x, const ExpertLayer& layer, const Tensor& mask, Ac
     return expert_matmul(x, weight, bias, {}, plan,
                          {Rows::token, Rows::pair, function, Activation::identity, /*clear_missing=*/false});
   };
-  Tensor hidden = product(layer.up, layer.up_bias, layer.gate.defined() ? Activation::identity : activation);
-  if (layer.gate.defined()) hidden = multiply(product(layer.gate, layer.gate_bias, activation), hidden);
-  return expert_matmul(hidden, layer.down, {}, {}, plan, {Rows::pair, Rows::token});
+  return expert_matmul(neurons_by(product, layer, activation), layer.down, {}, {}, plan, {Rows::pair, Rows::token});
 }
 
 }  // namespace
@@ -114,6 +114,16 @@ Tensor masked_feed_forward(const Tensor& x, const ExpertLayer& layer, const Tens
     return y.defined() ? y : all_experts(x, layer, mask, activation);
   }
   return by_plan(x, layer, mask, activation);
+}
+
+Tensor all_neurons(const Tensor& x, const ExpertLayer& layer, Activation activation, std::optional<DType> out_dtype) {
+  check_expert_layer("all_neurons", x, layer);
+  const std::int64_t neurons = layer.experts() * layer.expert_width();
+  const auto product = [&](const Tensor& weight, const Tensor& bias, Activation function) {
+    const Tensor matrix = weight.transpose(1, 2).reshape({neurons, layer.width()});
+    return linear(x, matrix, bias.defined() ? bias.reshape({neurons}) : bias, out_dtype, function);
+  };
+  return neurons_by(product, layer, activation);
 }
 
 }  // namespace switchyard::ops

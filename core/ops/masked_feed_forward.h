@@ -1,5 +1,7 @@
 #pragma once
 
+#include <optional>
+
 #include "core/ops/elementwise.h"
 
 namespace switchyard::ops {
@@ -27,6 +29,13 @@ struct ExpertLayer {
 /// experts, and experts of less than 64 neurons make no plan either: blocks of them run, or all, and what a token has
 /// not chosen is masked.
 Tensor masked_feed_forward(const Tensor& x, const ExpertLayer& layer, const Tensor& mask, Activation activation);
+/// What goes into `down` when every token runs all experts, forward only: of token n and neuron s of expert e
+///   activation(x[n] up[e, :, s] + up_bias[e, s])
+/// or, with a gate, activation(x[n] gate[e, :, s] + gate_bias[e, s]) (x[n] up[e, :, s] + up_bias[e, s]).
+/// x [N, D] -> [N, E S], expert by expert; `out_dtype` as in linear. One product for all experts: those of small ones
+/// alone would leave a GPU idle.
+Tensor all_neurons(const Tensor& x, const ExpertLayer& layer, Activation activation,
+                   std::optional<DType> out_dtype = {});
 
 /// For ops on such layers: throws Error, in the name of `op`, unless the layer's tensors fit x [N, D] and each other.
 void check_expert_layer(const char* op, const Tensor& x, const ExpertLayer& layer);

@@ -20,32 +20,27 @@ using ops::Unary;
 constexpr std::int64_t kChunkValues = std::int64_t{1} << 24;  // hidden values held at a time
 constexpr std::int64_t kGramRows = 64;                        // of the matrices that norms are computed by
 
-/// Activations of all experts' neurons, in the compute dtype: rows [n, D] -> [n, E, S]. One product for all experts:
-/// small experts alone would leave a GPU idle.
-Tensor hidden_of(const Tensor& rows, const ExpertWeights& weights, ops::Activation activation) {
-  const std::int64_t experts = weights.experts(), neurons = experts * weights.expert_width();
-  const auto product = [&](const Tensor& weight, const Tensor& bias, ops::Activation function) {
-    const Tensor matrix = weight.to(rows.dtype()).permute({0, 2, 1}).reshape({neurons, weights.width()});
-    const Tensor flat_bias = bias.defined() ? bias.to(rows.dtype()).reshape({neurons}) : bias;
-    return ops::linear(rows, matrix, flat_bias, ops::compute_dtype(rows.dtype()), function);
-  };
-  Tensor hidden = product(weights.up, weights.up_bias, weights.gated() ? ops::Activation::identity : activation);
-  if (weights.gated()) hidden = ops::multiply(product(weights.gate, weights.gate_bias, activation), hidden);
-  return hidden.view({rows.size(0), experts, weights.expert_width()});
+/// The part of the weights that activations and norms are computed by, in `dtype`.
+ops::ExpertLayer layer_in(DType dtype, const ExpertWeights& weights) {
+  const auto in_dtype = [&](const Tensor& weight) { return weight.defined() ? weight.to(dtype) : weight; };
+  return {in_dtype(weights.up), in_dtype(weights.up_bias), in_dtype(weights.gate), in_dtype(weights.gate_bias),
+          in_dtype(weights.down)};
 }
 
-/// [N, E] of f(hidden [n, E, S]) [n, E] for chunks of n rows, in the compute dtype.
+/// [N, E] of f(activations of the neurons [n, E, S]) [n, E] for chunks of n rows, in the compute dtype.
 template <class F>
 Tensor per_expert(const Tensor& rows, const ExpertWeights& weights, ops::Activation activation, F f) {
   check(rows.rank() == 2 && rows.size(1) == weights.width(), "expert targets: rows must be [N, ", weights.width(),
         "], got ", rows.shape());
+  const ops::ExpertLayer layer = layer_in(rows.dtype(), weights);
+  const std::int64_t experts = layer.experts(), neurons = layer.expert_width();
   const DType dtype = ops::compute_dtype(rows.dtype());
-  const Tensor result = Tensor::empty({rows.size(0), weights.experts()}, dtype, rows.device());
-  const std::int64_t chunk = std::max<std::int64_t>(1, kChunkValues / (weights.experts() * weights.expert_width()));
+  const Tensor result = Tensor::empty({rows.size(0), experts}, dtype, rows.device());
+  const std::int64_t chunk = std::max<std::int64_t>(1, kChunkValues / (experts * neurons));
   for (std::int64_t first = 0; first < rows.size(0); first += chunk) {
     const std::int64_t last = std::min(first + chunk, rows.size(0));
-    const Tensor hidden = hidden_of(rows.slice(0, first, last), weights, activation);
-    result.slice(0, first, last).copy_from(f(hidden));
+    const Tensor hidden = ops::all_neurons(rows.slice(0, first, last), layer, activation, dtype);
+    result.slice(0, first, last).copy_from(f(hidden.view({last - first, experts, neurons})));
   }
   return result;
 }
