@@ -10,6 +10,7 @@
 
 #include "core/kernels/decode_experts.h"
 #include "core/ops/norm.h"
+#include "cuda/access.h"
 #include "cuda/device/activation.cuh"
 #include "cuda/device/dot.cuh"
 #include "cuda/device/reduce.cuh"
@@ -247,23 +248,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
   y[entry] = convert<D>(sum);
 }
 
-/// Whether rows of `width` elements in all of the tensors can be read in vectors of 16 bytes.
-bool is_wide(std::int64_t width, std::initializer_list<const Tensor*> tensors) {
-  for (const Tensor* tensor : tensors)
-    if (tensor->defined() && (width * static_cast<std::int64_t>(size_of(tensor->dtype())) % 16 != 0 ||
-                              reinterpret_cast<std::uintptr_t>(tensor->raw()) % 16 != 0))
-      return false;
-  return true;
-}
-
-/// Calls f with the number of elements to be read at once, a constant.
-template <class D, class F>
-void with_access(bool wide, F f) {
-  if (wide) f(std::integral_constant<int, 16 / sizeof(D)>{});
-  else f(std::integral_constant<int, 1>{});
-}
-
-/// The two launches. `wide`: whether the operands of `choice` are.
+/// The two launches. `wide`: whether the rows that `choice` reads can be moved in pieces of 16 bytes.
 template <class T, class Choice>
 void decode(const Tensor& x, const ops::ExpertLayer& weights, const Choice& choice, bool wide,
             ops::Activation activation, const Tensor& last_bias, const Tensor& addend, const Tensor& y) {
@@ -285,7 +270,7 @@ void decode(const Tensor& x, const ops::ExpertLayer& weights, const Choice& choi
   const Tensor listed = Tensor::empty({tokens, neurons}, DType::i32, x.device());
   const Tensor counts = Tensor::empty({tokens}, DType::i32, x.device());
   const Active<D> active{values.data<A>(), listed.data<std::int32_t>(), counts.data<std::int32_t>()};
-  with_access<D>(wide && is_wide(layer.width, {&x, &weights.up, &weights.gate}), [&](auto access) {
+  with_access<D, 16>(wide ? layer.width : 1, {&x, &weights.up, &weights.gate}, [&](auto access) {
     const auto kernel = hidden_of_chosen<access.value, Choice, D>;
     const std::size_t bytes = static_cast<std::size_t>(experts) * (sizeof(A) + sizeof(std::int32_t));
     const std::int64_t parts = std::clamp<std::int64_t>((neurons + kWarps - 1) / kWarps, 1, ctx.multiprocessors);
@@ -293,7 +278,7 @@ void decode(const Tensor& x, const ops::ExpertLayer& weights, const Choice& choi
     launch_early(kernel, dim3(static_cast<unsigned>(parts), static_cast<unsigned>(tokens)), kBlockThreads, bytes, ctx,
                  layer, choice, pointer<T>(x), active);
   });
-  with_access<D>(is_wide(layer.outputs, {&weights.down}), [&](auto access) {
+  with_access<D, 16>(layer.outputs, {&weights.down}, [&](auto access) {
     const dim3 grid(blocks_for(layer.outputs, kColumnBytes / sizeof(D)), static_cast<unsigned>(tokens));
     launch_early(sums_of_active<access.value, D>, grid, kBlockThreads, 0, ctx, layer, active, pointer<T>(last_bias),
                  pointer<T>(addend), pointer<T>(y));
@@ -326,7 +311,8 @@ void decode_routed(const Tensor& x, const ops::ExpertLayer& layer, const ops::Ex
                              router.activation,
                              gate.mode,
                              static_cast<compute_t<D>>(limit)};
-    const bool wide = is_wide(choice.width, {&router.hidden, &router.weight});
+    const bool wide =
+        divides_rows(16, router.weight.size(1) * std::int64_t{sizeof(D)}, {&router.hidden, &router.weight});
     decode<T>(x, layer, choice, wide, activation, last_bias, addend, y);
   });
 }

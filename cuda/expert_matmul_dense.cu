@@ -13,6 +13,7 @@
 #include "core/kernels/copy.h"
 #include "core/kernels/matmul.h"
 #include "core/ops/norm.h"
+#include "cuda/access.h"
 #include "cuda/expert_matmul_dense.h"
 #include "cuda/launch.cuh"
 
@@ -144,19 +145,6 @@ __global__ void merge_rows(Choices<D> choices, const D* products, const D* other
   if (dots) chosen.dots_with(other, dots);
 }
 
-/// Calls f with the widest access, in elements, that divides rows of `width` elements and fits where x begins.
-template <class T, class F>
-void with_access(std::int64_t width, const Tensor& x, F f) {
-  constexpr int kWide = 16 / sizeof(T), kHalf = kWide / 2;
-  const auto allows = [&](int access) {
-    const bool aligned = !x.defined() || reinterpret_cast<std::uintptr_t>(x.raw()) % (access * sizeof(T)) == 0;
-    return width % access == 0 && aligned;
-  };
-  if (allows(kWide)) f(std::integral_constant<int, kWide>{});
-  else if (allows(kHalf)) f(std::integral_constant<int, kHalf>{});
-  else f(std::integral_constant<int, 1>{});
-}
-
 template <class T>
 Choices<device_t<T>> choices_of(const ops::RoutingPlan& plan, const Tensor& gates, std::int64_t first_row) {
   const std::int64_t at = first_row * plan.choices;
@@ -205,7 +193,7 @@ Tensor spread(const Part& part, const Tensor& s, const Tensor& gates) {
   if (out.numel() == 0) return out;
   dispatch_floating(s.dtype(), "expert_matmul", [&](auto tag) {
     using T = typename decltype(tag)::type;
-    with_access<T>(width, from, [&](auto access) {
+    with_access<T, 16, 8>(width, {&from}, [&](auto access) {
       spread_rows<access.value><<<blocks_for(rows * (width / access.value), kThreads), kThreads, 0, stream_of(s)>>>(
           choices_of<T>(part.plan, gates, part.first * part.plan.slots), pointer<T>(from), rows,
           static_cast<int>(width), pointer<T>(out));
@@ -222,7 +210,7 @@ void merge(const Part& part, const Tensor& products, const Tensor& gates, const 
   const std::int64_t first_row = part.first * part.plan.slots;
   dispatch_floating(products.dtype(), "expert_matmul", [&](auto tag) {
     using T = typename decltype(tag)::type;
-    with_access<T>(width, other, [&](auto access) {
+    with_access<T, 16, 8>(width, {&other}, [&](auto access) {
       int lanes = 1;
       while (lanes < 32 && lanes * access.value < width) lanes *= 2;
       merge_rows<access.value><<<blocks_for(rows * lanes, kThreads), kThreads, 0, stream_of(products)>>>(

@@ -5,6 +5,7 @@
 
 #include "core/kernels/index.h"
 #include "core/ops/routing.h"
+#include "cuda/access.h"
 #include "cuda/launch.cuh"
 
 namespace switchyard::cuda {
@@ -95,17 +96,6 @@ __global__ void join_chunks(SortedPositions sorted, const compute_t<D>* partial,
   }
 }
 
-/// Calls f(elements that rows of `width` let a thread move at once).
-template <class T, class F>
-void with_access(std::int64_t width, std::initializer_list<Tensor> rows, F&& f) {
-  constexpr int kWide = 16 / sizeof(T), kHalf = 8 / sizeof(T);
-  std::uintptr_t alignment = static_cast<std::uintptr_t>(width) * sizeof(T);
-  for (const Tensor& t : rows) alignment |= reinterpret_cast<std::uintptr_t>(t.raw());
-  if (alignment % 16 == 0) f(std::integral_constant<int, kWide>{});
-  else if (alignment % 8 == 0) f(std::integral_constant<int, kHalf>{});
-  else f(std::integral_constant<int, 1>{});
-}
-
 /// Threads for rows of `pieces`.
 int threads_for(std::int64_t pieces) {
   return static_cast<int>(std::clamp<std::int64_t>((pieces + 31) / 32, 1, 8)) * 32;
@@ -138,7 +128,7 @@ void embedding(const Tensor& table, const Tensor& ids, const Tensor& out) {
   const std::int64_t width = table.size(1);
   dispatch_all(table.dtype(), "embedding", [&](auto tag) {
     using T = typename decltype(tag)::type;
-    with_access<T>(width, {table, out}, [&](auto access) {
+    with_access<T, 16, 8>(width, {&table, &out}, [&](auto access) {
       embedding_rows<access.value>
           <<<blocks_for(ids.numel(), 1), threads_for(width / access.value), 0, stream_of(out)>>>(
               pointer<T>(table), ids.data<std::int64_t>(), table.size(0), width, pointer<T>(out));
@@ -160,7 +150,7 @@ void embedding_backward(const Tensor& dy, const Tensor& ids, const Tensor& dtabl
     using A = accumulate_t<T>;
     const Tensor partial = Tensor::empty({chunks, 2, width}, dtype_of<A>(), dy.device());
     if (chunks > 0)
-      with_access<T>(width, {dy, dtable}, [&](auto access) {
+      with_access<T, 16, 8>(width, {&dy, &dtable}, [&](auto access) {
         sum_chunks<access.value><<<chunks, threads_for(width / access.value), 0, stream>>>(
             sorted, pointer<T>(dy), width, pointer<A>(partial), pointer<T>(dtable));
       });

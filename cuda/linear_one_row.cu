@@ -1,6 +1,7 @@
 // Linear maps of a single token, as in decoding. A warp computes one output, and as many warps as there is room for
 // keep the weights' bytes on their way, beginning before the token is there. cuBLAS takes up to twice as long.
 
+#include "cuda/access.h"
 #include "cuda/device/activation.cuh"
 #include "cuda/device/dot.cuh"
 #include "cuda/launch.cuh"
@@ -37,11 +38,9 @@ __global__ void __launch_bounds__(kRowThreads) one_output_per_warp(Map<D, Out> p
 
 /// Whether every row of x begins and ends on a boundary of 16 bytes.
 bool is_wide(const Tensor& x) {
-  const auto is_even = [&](std::int64_t elements) {
-    return elements * static_cast<std::int64_t>(size_of(x.dtype())) % 16 == 0;
-  };
-  return x.stride(1) == 1 && (x.size(0) == 1 || is_even(x.stride(0))) && is_even(x.size(1)) &&
-         reinterpret_cast<std::uintptr_t>(x.raw()) % 16 == 0;
+  const auto bytes = [&](std::int64_t elements) { return elements * static_cast<std::int64_t>(size_of(x.dtype())); };
+  return x.stride(1) == 1 && (x.size(0) == 1 || bytes(x.stride(0)) % 16 == 0) &&
+         divides_rows(16, bytes(x.size(1)), {&x});
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 // whole is read.
 
 #include "core/kernels/masked_feed_forward.h"
+#include "cuda/access.h"
 #include "cuda/launch.cuh"
 
 namespace switchyard::cuda {
@@ -33,22 +34,12 @@ __global__ void zero_others(const bool* mask, int experts, int neurons, D* hidde
   }
 }
 
-/// Calls f with the widest access, in elements of at most 16 bytes together, that divides rows of `width` elements.
-template <class D, class F>
-void with_access(std::int64_t width, F f) {
-  constexpr int kWide = 16 / sizeof(D);
-  if (width % kWide == 0) f(std::integral_constant<int, kWide>{});
-  else if (width % (kWide / 2) == 0) f(std::integral_constant<int, kWide / 2>{});
-  else if (kWide > 4 && width % 2 == 0) f(std::integral_constant<int, 2>{});
-  else f(std::integral_constant<int, 1>{});
-}
-
 }  // namespace
 
 void keep_chosen(const Tensor& hidden, const Tensor& mask) {
   dispatch_floating(hidden.dtype(), "masked_feed_forward", [&](auto tag) {
     using T = typename decltype(tag)::type;
-    with_access<device_t<T>>(hidden.size(1), [&](auto access) {
+    with_access<T, 16, 8, 4>(hidden.size(1), {&hidden}, [&](auto access) {
       const auto experts = static_cast<int>(mask.size(1)), neurons = static_cast<int>(hidden.size(1)) / experts;
       zero_others<access.value><<<blocks_for(hidden.size(0), 1), kThreads, 0, stream_of(hidden)>>>(
           mask.data<bool>(), experts, neurons, pointer<T>(hidden));
