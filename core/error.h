@@ -8,7 +8,7 @@ namespace switchyard {
 
 /// Every failure a caller can cause or meet ends in this one exception. The message is one line that
 /// names the operation, the offending value and what was expected, for example
-/// `matmul: inner sizes differ: [4, 8] x [7, 3]`.
+/// `matmul: inner sizes differ: [4, 8] x [7, 3]`. (A GPU that runs out of memory adds a table, see core/arena.h.)
 class Error : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;

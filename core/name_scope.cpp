@@ -1,22 +1,18 @@
 #include "core/name_scope.h"
 
-#include <utility>
-#include <vector>
-
 namespace switchyard {
 namespace {
 
-thread_local std::vector<std::string> scopes;
+thread_local std::string joined;
 
 }  // namespace
 
-NameScope::NameScope(std::string name) { scopes.push_back(std::move(name)); }
-NameScope::~NameScope() { scopes.pop_back(); }
-
-std::string NameScope::current() {
-  std::string joined;
-  for (const std::string& name : scopes) joined += (joined.empty() ? "" : ".") + name;
-  return joined;
+NameScope::NameScope(const std::string& name) : outer_(joined.size()) {
+  if (!joined.empty()) joined += '.';
+  joined += name;
 }
+NameScope::~NameScope() { joined.resize(outer_); }
+
+const std::string& NameScope::current() { return joined; }
 
 }  // namespace switchyard
