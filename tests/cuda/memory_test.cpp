@@ -10,6 +10,7 @@ using namespace testing;
 
 TEST(CudaMemory, RunningOutNamesTheHoldersAndLeavesTheDeviceUsable) {
   SKIP_WITHOUT_GPU();
+  const Tensor outside = Tensor::ones({8}, DType::f32, Device::cuda());
   Tensor held;
   {
     const NameScope scope("layers.3.attention");
