@@ -125,8 +125,9 @@ struct ByScores {
       total += scores[expert];
     }
     if (mode == GateMode::dynk_max) {
-      const A least = limit * block_reduce(largest, Max{}, largest, scratch);
-      return list_experts(experts, list, [&](int expert) { return least <= scores[expert]; });
+      largest = block_reduce(largest, Max{}, largest, scratch);
+      const A least = largest < 0 ? largest : limit * largest;  // NaN where a score is: then none is below it
+      return list_experts(experts, list, [&](int expert) { return !(scores[expert] < least); });
     }
     total = mode == GateMode::dynk ? block_reduce(total, Add{}, A(0), scratch) : A(1);
     return list_experts(experts, list, [&](int expert) {

@@ -44,9 +44,11 @@ __global__ void near_maximum_of_row(const D* scores, std::int64_t rows, int expe
   A maximum = load(row);
 #pragma unroll 8
   for (int expert = lane; expert < experts; expert += 32) maximum = Max{}(maximum, load(row + expert));
-  const A least = factor * warp_reduce(maximum, Max{});
+  maximum = warp_reduce(maximum, Max{});
+  const A least = maximum < 0 ? maximum : factor * maximum;  // NaN where a score is: then none is below it
 #pragma unroll 8
-  for (int expert = lane; expert < experts; expert += 32) mask[index * experts + expert] = load(row + expert) >= least;
+  for (int expert = lane; expert < experts; expert += 32)
+    mask[index * experts + expert] = !(load(row + expert) < least);
 }
 
 }  // namespace

@@ -182,11 +182,13 @@ void select_near_maximum(const Tensor& scores, double tau, const Tensor& mask) {
       for (std::int64_t row = first; row < last; ++row) {
         const T* own = scores.data<T>() + row * experts;
         A maximum = static_cast<A>(own[0]);
-        for (std::int64_t expert = 1; expert < experts; ++expert)
-          maximum = std::max(maximum, static_cast<A>(own[expert]));
-        const A least = static_cast<A>(1 - tau) * maximum;
+        for (std::int64_t expert = 1; expert < experts; ++expert) {
+          const A score = static_cast<A>(own[expert]);
+          if (score > maximum || std::isnan(score)) maximum = score;  // NaN stays, and no score is below it
+        }
+        const A least = maximum < 0 ? maximum : static_cast<A>(1 - tau) * maximum;
         for (std::int64_t expert = 0; expert < experts; ++expert)
-          mask.data<bool>()[row * experts + expert] = static_cast<A>(own[expert]) >= least;
+          mask.data<bool>()[row * experts + expert] = !(static_cast<A>(own[expert]) < least);
       }
     });
   });

@@ -32,10 +32,12 @@ Tensor top_k(const Tensor& scores, std::int64_t k, const Tensor& excluded = {});
 
 /// The experts that together have a share of each row's total score: scores [..., E] -> bool [..., E]. In the order of
 /// top_k an expert is taken while the shares (score / sum of the row) of those before it do not reach `share`, 0 to 1;
-/// the first always is, and all are where that is never reached, as in a row of zeros. Meant for scores of 0 or more.
+/// the first always is, and all are where that is never reached, as in a row of zeros or with a NaN. Meant for scores
+/// of 0 or more.
 Tensor select_share(const Tensor& scores, double share);
 /// The experts whose scores come near the largest of their row: scores [..., E] -> bool [..., E], true where
-/// score >= (1 - tau) max, tau in [0, 1]. Meant for scores of 0 or more.
+/// score >= (1 - tau) max, tau in [0, 1]. Meant for scores of 0 or more. Every row has one nevertheless: where all its
+/// scores are negative, the largest and its equals; where one of them is NaN, all.
 Tensor select_near_maximum(const Tensor& scores, double tau);
 
 /// What a chosen expert's result is weighted by, from the scores of its row.

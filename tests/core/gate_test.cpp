@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 
 #include "tests/support/errors.h"
@@ -33,6 +34,27 @@ TEST(Gate, ModesOnAHandMadeToken) {
 TEST(Gate, TokensWithoutAnyScoreRunEverything) {
   EXPECT_EQ(mask_of({0, 0, 0}, {GateMode::dynk, 1, 0.3}), (std::vector<int>{1, 1, 1}));
   EXPECT_EQ(mask_of({0, 0, 0}, {GateMode::dynk_max, 1, 0.3}), (std::vector<int>{1, 1, 1}));
+}
+
+TEST(Gate, EveryTokenRunsAnExpertWhateverItsScores) {
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  for (const double tau : {0.0, 0.3, 1.0}) {
+    const Gate near = {GateMode::dynk_max, 1, tau};
+    EXPECT_EQ(mask_of({-3, -1, -2, -1}, near), (std::vector<int>{0, 1, 0, 1}));
+    EXPECT_EQ(mask_of({-kInfinity, -kInfinity}, near), (std::vector<int>{1, 1}));
+    EXPECT_EQ(mask_of({1, kInfinity}, near), (std::vector<int>{tau == 1, 1}));
+    for (const GateMode mode : {GateMode::dynk, GateMode::dynk_max})
+      for (const std::vector<double>& scores : {std::vector<double>{NAN, 1, 2}, {1, NAN, 2}, {NAN, NAN, NAN}})
+        EXPECT_EQ(mask_of(scores, {mode, 1, tau}), (std::vector<int>{1, 1, 1})) << name_of(mode) << " " << tau;
+  }
+  const Tensor scores = random_tensor({40, 9}, 6, DType::f64, -1, 0.2);
+  for (const GateMode mode : {GateMode::topk, GateMode::dynk, GateMode::dynk_max})
+    for (const double tau : {0.0, 0.5, 1.0})
+      for (const DType dtype : {DType::f64, DType::f32, DType::bf16}) {
+        const auto mask = expert_mask(scores.to(dtype), {mode, 1, tau}).to_vector<int>();
+        for (auto row = mask.begin(); row != mask.end(); row += 9)
+          EXPECT_NE(std::count(row, row + 9, 1), 0) << name_of(mode) << " " << tau;
+      }
 }
 
 /// The rule of dynk, sorted out plainly for one row.

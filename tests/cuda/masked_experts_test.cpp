@@ -173,6 +173,24 @@ TEST(CudaMaskedExperts, WholeLayersChosenByScores) {
     }
 }
 
+TEST(CudaMaskedExperts, DecodingTokensRunAnExpertWhateverTheirScores) {
+  SKIP_WITHOUT_GPU();
+  const Tensor up = random_tensor({20, 8, 16}, 1, DType::f32), down = random_tensor({20, 8, 16}, 2, DType::f32);
+  for (const double score : {-1000.0, std::numeric_limits<double>::quiet_NaN()}) {  // of all experts, of one
+    const Tensor bias = Tensor::full({20}, -1000, DType::f32, Device::cpu());
+    bias.slice(0, 7, 8).fill(score);
+    const auto layer = [&](const Tensors& in) -> Tensors {
+      const ops::ExpertRouter router{in[1], in[2], in[3], ops::Activation::identity, {ops::GateMode::dynk_max, 1, 0.5}};
+      const ops::ExpertLayer experts{in[4].transpose(1, 2), {}, {}, {}, in[5]};
+      return {ops::routed_feed_forward(in[0], router, experts, ops::Activation::relu)};
+    };
+    expect_parity(layer,
+                  {random_tensor({3, 16}, 3, DType::f32), whole_numbers({3, 12}, 4, 3, DType::f32),
+                   whole_numbers({20, 12}, 5, 2, DType::f32), bias, up, down},
+                  DType::f32, "routed_feed_forward");
+  }
+}
+
 // Their kernels begin before the ones that they depend on have ended, and must wait.
 TEST(CudaMaskedExperts, ChainsOfDecodingKernelsWaitForEachOther) {
   SKIP_WITHOUT_GPU();

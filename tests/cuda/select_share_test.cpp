@@ -1,6 +1,8 @@
 // Experts chosen by their row's scores: the share of all scores, where the GPU adds up what the CPU sorts; and those
 // near the largest.
 
+#include <limits>
+
 #include "core/ops/routing.h"
 #include "tests/cuda/parity.h"
 
@@ -27,6 +29,10 @@ TEST(CudaSelectNearMaximum, OfShortAndLongRows) {
       for (const double tau : {0.0, 0.3, 1.0}) {
         const auto op = [tau](const Tensors& in) { return Tensors{ops::select_near_maximum(in[0], tau)}; };
         expect_parity(op, {random_tensor({50, experts}, 1, dtype, 0, 1)}, dtype, "select_near_maximum");
+        const Tensor negative = random_tensor({50, experts}, 1, dtype, -1, -0.1);
+        expect_parity(op, {negative}, dtype, "select_near_maximum of negative scores");
+        negative.select(0, 7).select(0, experts - 1).fill(std::numeric_limits<double>::quiet_NaN());
+        expect_parity(op, {negative}, dtype, "select_near_maximum with a NaN");
         expect_parity(op, {Tensor::zeros({3, experts}, dtype)}, dtype, "select_near_maximum of zeros");
       }
 }
