@@ -8,6 +8,7 @@ function(switchyard_report state part explanation)
     set(padding 1)
   endif()
   string(REPEAT " " ${padding} spaces)
+  string(REPLACE ";" ", " explanation "${explanation}")
   set_property(GLOBAL APPEND PROPERTY SWITCHYARD_REPORT_${state} "  ${part}${spaces}${explanation}")
 endfunction()
 

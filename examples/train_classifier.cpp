@@ -54,6 +54,7 @@ void say(const std::string& line) { std::cout << line << std::endl; }
 int train_and_report(const po::variables_map& given, const std::string& program) {
   const bool resumed = given.count("resume") > 0;
   const train::ClassifierConfig config = read_config(given);
+  memory_statistics(Device::parse(config.training.device));  // throws where there is no such GPU, before data are read
   const train::RunFolder run = resumed ? train::RunFolder::open(given["resume"].as<std::string>())
                                        : train::RunFolder::create(config.output, train::to_json(config));
   say("run folder: " + run.path().string());

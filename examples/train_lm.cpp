@@ -123,6 +123,7 @@ int train_and_report(const po::variables_map& given, const std::string& program)
   const Device device = Device::parse(config.training.device);
   check(graph != "on" || device.is_cuda(), "--cuda-graph on: the run trains on ", device,
         ", which records no graphs; expected --device cuda");
+  memory_statistics(device);  // throws where there is no such GPU, before a text is made ready
   const train::RunFolder run =
       resumed ? train::RunFolder::open(given["resume"].as<std::string>()) : train::RunFolder::create(config);
   say("run folder: " + run.path().string());

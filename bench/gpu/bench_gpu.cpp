@@ -100,6 +100,7 @@ int run(int argc, char** argv) {
       fail("bench_gpu: unknown argument ", argv[i], "; usage: bench_gpu [--only NAME] [--json FILE] [--commit HASH]");
   }
   set_default_device(Device::cuda());
+  reset_peak_memory(Device::cuda());  // throws where there is no GPU, before the table begins
   std::vector<std::string> objects;
   print_header();
   for (const auto& group :

@@ -257,6 +257,19 @@ TEST_F(Programs, WrongCommandLinesEndInOneLine) {
   EXPECT_TRUE(run_in(config.output.folder).empty()) << "a failed start leaves no run behind";
 }
 
+TEST_F(Programs, AGpuThatIsNotThereIsToldBeforeAnythingElse) {
+  const std::string file = config_file(tiny_config(folder_.path()));
+  const std::string classifier = (folder_ / "classifier.json").string();
+  write_bytes(classifier, pretty_json(to_json(tiny_text_classifier(folder_.path()))));
+  for (const auto& [name, config] : {std::pair("train_lm", file), std::pair("train_classifier", classifier)}) {
+    Program program(name, {"--config", config, "--device", "cuda"}, {"CUDA_VISIBLE_DEVICES="});
+    EXPECT_EQ(program.wait(), 1);
+    EXPECT_EQ(program.out(), "");
+    EXPECT_TRUE(program.err().starts_with(std::string(name) + ": cuda: ")) << program.err();
+    EXPECT_EQ(std::ranges::count(program.err(), '\n'), 1);
+  }
+}
+
 TEST_F(Programs, HelpAndConfigurationArePrinted) {
   const std::string file = config_file(tiny_config(folder_.path()));
   Program help("train_lm", {"--help"}), keys("train_lm", {"--help-config"}),
