@@ -19,6 +19,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
+constexpr const char* kLockFile = "lock";
+
 /// "2026-03-01-142507", local time.
 std::string present_time() {
   const std::time_t now = std::time(nullptr);
@@ -46,7 +48,7 @@ void check_is_run(const fs::path& path) {
 }  // namespace
 
 RunFolder::RunFolder(fs::path path) : path_(std::move(path)) {
-  const fs::path lock_path = path_ / "lock";
+  const fs::path lock_path = path_ / kLockFile;
   lock_ = ::open(lock_path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
   check(lock_ >= 0, "run folder: ", path_.string(), ": cannot be written: ", std::strerror(errno));
   if (::flock(lock_, LOCK_EX | LOCK_NB) != 0) {
@@ -88,6 +90,21 @@ RunFolder RunFolder::create(const OutputConfig& output, const boost::json::objec
     run.store(config);
     return run;
   }
+}
+
+RunFolder RunFolder::create_at(const fs::path& path) {
+  std::error_code code;
+  fs::create_directories(path, code);
+  check(!code, "run folder: ", path.string(), ": cannot be made: ", code.message());
+  const fs::path lock = path / kLockFile;
+  check(fs::is_empty(path, code) || fs::exists(lock, code), "run folder: ", path.string(),
+        ": holds files but no config.json, expected a new folder or that of a run");
+  RunFolder run(path);
+  remove_abandoned_temporaries(path);
+  for (const auto& entry : fs::directory_iterator(path, code))
+    check(entry.path() == lock, "run folder: ", path.string(), ": holds ", entry.path().filename().string(),
+          " already, expected a new folder");
+  return run;
 }
 
 RunFolder RunFolder::open(const fs::path& path) {

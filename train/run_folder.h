@@ -17,6 +17,10 @@ class RunFolder {
   /// removed again at the end. Throws Error naming path and cause.
   static RunFolder create(const OutputConfig& output, const boost::json::object& config);
   static RunFolder create(const Config& config) { return create(config.output, to_json(config)); }
+  /// Makes `path` the folder of a run whose config is still to be stored. It must be new, or left behind by a start
+  /// that was killed before it stored one. Throws Error naming path and cause, also when another program is at work in
+  /// it.
+  static RunFolder create_at(const std::filesystem::path& path);
   /// Opens an existing run to go on with it. Throws Error when it is none or another program works in it.
   static RunFolder open(const std::filesystem::path& path);
 

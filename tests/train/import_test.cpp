@@ -146,8 +146,11 @@ TEST_F(ChangedImport, NamesWhatIsNoSuchModel) {
   replace_in_config("\"gpt2\"", "\"llama\"");
   EXPECT_ERROR(import(),
                at + "/config.json: model_type \"llama\" is no language model known here, expected \"gpt2\" or");
-  EXPECT_ERROR(classifier_model_config(HubFolder(folder_.path())),
-               at + "/config.json: model_type \"llama\" is no classifier known here, expected \"bert\" or \"vit\"");
+  EXPECT_ERROR(
+      classifier_model_config(HubFolder(folder_.path())),
+      at +
+          "/config.json: model_type \"llama\" is no classifier known here, expected \"bert\" or \"vit\", or a language "
+          "model's: \"gpt2\" or \"gemma\"");
 }
 
 }  // namespace

@@ -69,6 +69,27 @@ TEST(RunFolder, AStartThatFailsLeavesNothingBehind) {
   EXPECT_TRUE(fs::exists(path));
 }
 
+TEST(RunFolder, IsMadeOnceAtAPath) {
+  const TemporaryFolder folder;
+  const fs::path path = folder / "a" / "b";
+  const std::string start = "run folder: " + path.string() + ": ";
+  {
+    const RunFolder run = RunFolder::create_at(path);
+    EXPECT_EQ(error_of([&] { RunFolder::create_at(path); }),
+              start + "is in use by process " + std::to_string(::getpid()));
+  }
+  { const RunFolder killed_before_it_stored_a_config = RunFolder::create_at(path); }
+  RunFolder::create_at(path).store(config_in(folder.path()));
+  EXPECT_EQ(error_of([&] { RunFolder::create_at(path); }), start + "holds config.json already, expected a new folder");
+  EXPECT_EQ(RunFolder::open(path).config().model.layers, 3);
+
+  write_bytes(folder / "notes" / "a.txt", "x");
+  EXPECT_EQ(error_of([&] { RunFolder::create_at(folder / "notes"); }),
+            "run folder: " + (folder / "notes").string() +
+                ": holds files but no config.json, expected a new folder or that of a run");
+  EXPECT_FALSE(fs::exists(folder / "notes" / "lock"));
+}
+
 TEST(RunFolder, ErrorsNameTheFolder) {
   const TemporaryFolder folder;
   const std::string missing = (folder / "none").string();

@@ -10,13 +10,8 @@ namespace {
 namespace json = boost::json;
 using moe::GateMode;
 
-void reshape(Task& task, const ConversionConfig&) {
-  const auto layers = moe::converted_layers(task.model());
-  check(!layers.empty(), "adapt: the model has no experts, expected phases experts and routers before");
-  const ops::Activation activation = layers[0]->router().options().output_activation;
-  check(activation == ops::Activation::abs, "adapt: the model's routers give scores by ", ops::name_of(activation),
-        ", as MoEfication's do, expected those of norms, by abs");
-}
+/// Predicted norms are compared; the shares that MoEfication's routers predict are not meant for that.
+void reshape(Task& task, const ConversionConfig&) { check_routers(task, PhaseKind::adapt, RouterKind::norm); }
 
 /// The model's scores on its validation data, at each tau.
 json::array measure(Task& task, const std::vector<double>& taus) {

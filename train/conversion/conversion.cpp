@@ -34,32 +34,32 @@ ConversionConfig read_config(const fs::path& folder) {
 void check_continues(const fs::path& folder, const ConversionConfig& saved, const ConversionConfig& present) {
   const std::size_t common = std::min(saved.phases.size(), present.phases.size());
   const bool prefix = std::equal(saved.phases.begin(), saved.phases.begin() + common, present.phases.begin());
+  std::error_code code;
+  const bool same_model = fs::equivalent(saved.model, present.model, code);  // whichever way it is spelled
   const json::object before = to_json(saved), now = to_json(present);
   for (const auto& item : before)
-    if (item.key() != "sweep" && (item.key() != "phases" || !prefix))
+    if (item.key() != "sweep" && (item.key() != "phases" || !prefix) && (item.key() != "model" || !same_model))
       check_same_config(folder, std::string(item.key()), item.value(), now.at(item.key()));
 }
 
-/// Throws Error where a phase does not fit the model: before any work, not after hours of it.
-void check_phases_fit(const ConversionConfig& config, const Say& report) {
-  const auto scratch = open_task(config.model, {"cpu", config.training.batch}, report);
+/// Throws Error where the device cannot be had or a phase does not fit the model: before any work, not after hours of
+/// it.
+void check_phases_fit(const ConversionConfig& config, const std::string& device, const Say& report) {
+  const auto scratch = open_task(config.model, {device, config.training.batch}, report);
   for (const PhaseKind phase : config.phases) phase_of(phase).reshape(*scratch, config);
 }
 
 /// Makes the folder, or checks that the one there is the same conversion, and stores the configuration in it.
-RunFolder open_folder(const fs::path& folder, const ConversionConfig& config, const Say& report) {
+RunFolder open_folder(const fs::path& folder, const ConversionConfig& config, const std::string& device,
+                      const Say& report) {
   std::error_code code;
-  if (fs::exists(folder, code) && !fs::is_empty(folder, code)) {
-    RunFolder locked = RunFolder::open(folder);  // first of all: another program may be at work in it
-    check_continues(folder, read_config(folder), config);
-    locked.store(to_json(config));
-    return locked;
-  }
-  check_phases_fit(config, report);
-  fs::create_directories(folder, code);
-  check(!code, "conversion: ", folder.string(), ": cannot be made: ", code.message());
-  write_file(RunFolder::config_path(folder), pretty_json(to_json(config)));
-  return RunFolder::open(folder);
+  const bool begun = fs::exists(RunFolder::config_path(folder), code);
+  if (!begun) check_phases_fit(config, device, report);
+  // Locked first of all: another program may be at work in it.
+  RunFolder locked = begun ? RunFolder::open(folder) : RunFolder::create_at(folder);
+  if (begun) check_continues(folder, read_config(folder), config);
+  locked.store(to_json(config));
+  return locked;
 }
 
 /// Configuration and device of the measurements at `path`; empty where there are none.
@@ -105,8 +105,17 @@ Progress continue_from(const fs::path& folder, const ConversionConfig& config, T
 }  // namespace
 
 fs::path dense_run(const fs::path& model) {
-  const json::object config = RunFolder::read_config_object(model);
-  return is_conversion_config(config) ? dense_run(config_from_json<ConversionConfig>(config).model) : model;
+  fs::path run = model;
+  for (std::vector<fs::path> conversions; is_conversion_config(RunFolder::read_config_object(run));) {
+    for (const fs::path& seen : conversions)
+      check(!fs::equivalent(run, seen), "conversion: ", run.string(), ": was made from itself, expected from a run");
+    conversions.push_back(run);
+    const fs::path source = read_config(run).model;
+    check(fs::is_directory(source), "conversion: ", run.string(), ": was made from ", source.string(),
+          ", which is no folder, seen from the present one");
+    run = source;
+  }
+  return run;
 }
 
 bool is_conversion_config(const json::object& config) { return config.contains("phases"); }
@@ -115,7 +124,7 @@ Conversion::Conversion(const fs::path& folder, const ConversionConfig& config, c
     : folder_(folder),
       config_(config),
       say_(std::move(say)),
-      lock_(open_folder(folder, config, say_)),
+      lock_(open_folder(folder, config, device, say_)),
       task_(open_task(config.model, {device, config.training.batch, static_cast<std::uint64_t>(config.training.seed)},
                       say_)) {
   task_->model().eval();
@@ -190,12 +199,16 @@ std::string Conversion::summary() const {
 
 std::unique_ptr<Task> load_converted(const fs::path& folder, const TaskOptions& options, const Say& report) {
   const ConversionConfig config = read_config(folder);
+  dense_run(folder);  // throws where there is none
   TaskOptions original = options;
   if (original.batch == 0) original.batch = config.training.batch;
   auto task = open_task(config.model, original, report);
   task->model().eval();
-  const bool any = !continue_from(folder, config, *task, report).results.empty();
-  check(any, "conversion: ", folder.string(), ": no phase of it is finished");
+  const std::size_t finished = continue_from(folder, config, *task, report).results.size();
+  check(finished > 0, "conversion: ", folder.string(), ": no phase of it is finished");
+  if (finished < config.phases.size())
+    report("conversion: " + folder.string() + ": its phase " + std::string(name_of(config.phases[finished])) +
+           " is not finished; the model is as the one before has left it");
   return task;
 }
 

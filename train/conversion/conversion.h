@@ -60,14 +60,15 @@ class Conversion {
   std::optional<OpenCheckpoint> unfinished_;  // of the phase to go on with
 };
 
-/// The run that a conversion of `model`, a run or a conversion itself, goes back to.
+/// The run that a conversion of `model`, a run or a conversion itself, goes back to. Throws Error where the way there
+/// ends or goes round in a circle.
 std::filesystem::path dense_run(const std::filesystem::path& model);
 
 /// Whether `config`, of a folder of any kind, is a conversion's.
 bool is_conversion_config(const boost::json::object& config);
 
 /// The model of a conversion as its last finished phase left it, with the data of the run it came from. Its gates are
-/// `all` (see moe::set_gates). Throws Error when no phase is finished.
+/// `all` (see moe::set_gates). Throws Error when no phase is finished; that some are not is told to `report`.
 std::unique_ptr<Task> load_converted(const std::filesystem::path& folder, const TaskOptions& options,
                                      const std::function<void(const std::string&)>& report);
 

@@ -12,7 +12,7 @@ moe::ConversionOptions options_of(const ConversionConfig& config) {
   options.expert_width = config.experts.expert_width;
   options.clustering.restarts = config.experts.restarts;
   options.router.hidden = config.routers.hidden;
-  if (config.routers.kind == RouterKind::moefication) options.router.output_activation = ops::Activation::identity;
+  options.router.output_activation = score_activation(config.routers.kind);
   return options;
 }
 

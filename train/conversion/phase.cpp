@@ -4,6 +4,7 @@
 #include <cstdarg>
 #include <cstdio>
 
+#include "moe/conversion/convert.h"
 #include "train/progress.h"
 
 namespace switchyard::train {
@@ -50,6 +51,18 @@ std::vector<nn::TransformerBlock*> blocks_of(Task& task) {
   std::vector<nn::TransformerBlock*> blocks;
   for (std::int64_t i = 0; i < task.layers(); ++i) blocks.push_back(&task.block(i));
   return blocks;
+}
+
+ops::Activation score_activation(RouterKind kind) {
+  return kind == RouterKind::moefication ? ops::Activation::identity : ops::Activation::abs;
+}
+
+void check_routers(Task& task, PhaseKind phase, RouterKind kind) {
+  const auto layers = moe::converted_layers(task.model());
+  check(!layers.empty(), name_of(phase), ": the model has no experts, expected phase experts before");
+  const ops::Activation found = layers[0]->router().options().output_activation, expected = score_activation(kind);
+  check(found == expected, name_of(phase), ": the model's routers give scores by ", ops::name_of(found), ", expected ",
+        ops::name_of(expected), " as routers of kind ", names_of(kind)[static_cast<std::size_t>(kind)], " do");
 }
 
 bool fit_phase(PhaseContext& context, PhaseKind kind, const FitLoss& loss,

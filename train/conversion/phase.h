@@ -52,6 +52,11 @@ extern const Phase kProjectionsPhase, kSparsifyPhase, kExpertsPhase, kRoutersPha
 /// All blocks of the task's model.
 std::vector<nn::TransformerBlock*> blocks_of(Task& task);
 
+/// What routers of a kind make scores of their last product by.
+ops::Activation score_activation(RouterKind kind);
+/// Throws Error naming the phase unless the model has experts whose routers are of this kind.
+void check_routers(Task& task, PhaseKind phase, RouterKind kind);
+
 /// fit() of a phase: every report becomes a line of progress and one of metrics. `tokens_per_step` is for these; 0: a
 /// whole batch. Saves itself every training.checkpoint_every steps, and goes on from there when the phase was stopped;
 /// whether it was makes no difference. `parameters` are all that learns. Returns whether all steps were made.

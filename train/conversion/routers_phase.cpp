@@ -11,9 +11,8 @@ namespace json = boost::json;
 constexpr std::int64_t kJudgedRows = 2048;  // ranks are computed on the CPU
 constexpr double kRecallShare = 0.25;       // of the experts, the best ones
 
-void reshape(Task& task, const ConversionConfig&) {
-  check(!moe::converted_layers(task.model()).empty(),
-        "routers: the model has no experts, expected phase experts before");
+void reshape(Task& task, const ConversionConfig& config) {
+  check_routers(task, PhaseKind::routers, config.routers.kind);
 }
 
 moe::RouterLoss loss_of(const RoutersConfig& config) {

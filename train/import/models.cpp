@@ -233,7 +233,7 @@ moe::LanguageModelConfig language_model_config(const HubFolder& folder) {
 ClassifierModelConfig classifier_model_config(const HubFolder& folder) {
   const std::string family = folder.model_type();
   check(family == "bert" || family == "vit", folder.config().where(), "model_type \"", family,
-        "\" is no classifier known here, expected \"bert\" or \"vit\"");
+        "\" is no classifier known here, expected \"bert\" or \"vit\", or a language model's: \"gpt2\" or \"gemma\"");
   return family == "bert" ? bert_config(folder.config()) : vit_config(folder.config());
 }
 

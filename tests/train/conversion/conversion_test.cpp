@@ -102,7 +102,10 @@ TEST_F(ConversionTest, RoutersOfMoeficationAreNotAdapted) {
   config.phases = {PhaseKind::adapt};
   config.routers.kind = RouterKind::norm;
   EXPECT_ERROR(Conversion(folder_ / "out", config, device(), kSilent),
-               "adapt: the model's routers give scores by identity, as MoEfication's do, expected those of norms");
+               "adapt: the model's routers give scores by identity, expected abs as routers of kind norm do");
+  config.phases = {PhaseKind::routers};
+  EXPECT_ERROR(Conversion(folder_ / "out", config, device(), kSilent),
+               "routers: the model's routers give scores by identity, expected abs as routers of kind norm do");
 }
 
 TEST_F(ConversionTest, WithoutAPenaltyActivationsStayAsTheyAre) {
@@ -259,6 +262,20 @@ TEST_F(ConversionTest, WhatDoesNotFitIsToldBeforeAnyWork) {
   EXPECT_FALSE(fs::exists(folder_ / "out"));
 }
 
+TEST_F(ConversionTest, AStartThatFailsLeavesNoFolder) {
+  EXPECT_ERROR(Conversion(folder_ / "out", tiny_conversion(run_), "gpu", kSilent),
+               "\"gpu\" is unknown, expected \"cpu\", \"cuda\" or \"cuda:<index>\"");
+  EXPECT_FALSE(fs::exists(folder_ / "out"));
+}
+
+TEST_F(ConversionTest, AModelMayBeSpelledInTwoWays) {
+  ConversionConfig config = tiny_conversion(run_);
+  config.phases = {PhaseKind::experts};
+  Converted(folder_ / "out", config);
+  config.model = (run_ / ".." / run_.filename() / "").string();
+  EXPECT_TRUE(Converted(folder_ / "out", config).results(PhaseKind::experts).has_value());
+}
+
 TEST_F(ConversionTest, AFolderInUseStaysAsItIs) {
   ConversionConfig config = tiny_conversion(run_);
   config.phases = {PhaseKind::experts};
@@ -295,6 +312,35 @@ TEST_F(ConversionTest, AnotherArchitectureIsNamed) {
   fs::remove_all(run_);
   fs::rename(run.path(), run_);
   EXPECT_ERROR(load_converted(folder_ / "out", {device()}, kSilent), "this model's is f32 [32, 16]");
+}
+
+// Folders may be renamed and moved after a conversion.
+TEST_F(ConversionTest, AModelThatIsNotWhereItWasIsNamed) {
+  ConversionConfig config = tiny_conversion(run_);
+  config.phases = {PhaseKind::experts};
+  const fs::path first = folder_ / "first", second = folder_ / "second";
+  Converted(first, config);
+  config.model = first.string();
+  config.phases = {PhaseKind::routers};
+  Converted(second, config);
+  fs::rename(first, folder_ / "elsewhere");
+  EXPECT_ERROR(load_converted(second, {device()}, kSilent), "conversion: " + second.string() + ": was made from " +
+                                                                first.string() +
+                                                                ", which is no folder, seen from the present one");
+  fs::rename(second, first);
+  EXPECT_ERROR(load_converted(first, {device()}, kSilent), "was made from itself, expected from a run");
+}
+
+TEST_F(ConversionTest, APhaseThatIsNotFinishedIsTold) {
+  ConversionConfig config = tiny_conversion(run_);
+  config.phases = {PhaseKind::experts};
+  Converted(folder_ / "out", config);
+  config.phases = {PhaseKind::experts, PhaseKind::routers};
+  EXPECT_FALSE(Conversion(folder_ / "out", config, device(), kSilent).run([] { return true; }));
+  std::string told;
+  load_converted(folder_ / "out", {device()}, [&](const std::string& line) { told += line; });
+  EXPECT_EQ(told, "conversion: " + (folder_ / "out").string() +
+                      ": its phase routers is not finished; the model is as the one before has left it");
 }
 
 TEST_F(ConversionTest, WithoutAFinishedPhaseThereIsNothingToLoad) {
