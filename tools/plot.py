@@ -6,7 +6,7 @@
   tools/plot.py budgets SWEEP [SWEEP ...]   no picture, but a table: the same at given shares of the multiply-adds
   tools/plot.py histogram SWEEP             how many experts the tokens of each layer ran
   tools/plot.py text COMPUTE_MAP            a text, each token coloured by what it cost
-  tools/plot.py images COMPUTE_MAP          images under the cost of their patches
+  tools/plot.py images COMPUTE_MAP          images above the cost of their patches
 
 SWEEP and COMPUTE_MAP are the files sweep.json and compute_map.json of a conversion; train/conversion/sweep.h and
 compute_map.h say what is in them. An input may be given a name of its own: `"from scratch=runs/a"`. Commands that draw
@@ -14,12 +14,14 @@ take --out FILE and --title TEXT.
 """
 
 import argparse
-import json
-import pathlib
-import sys
 from itertools import cycle
 
-import matplotlib
+from measurements import LAYERS, MEASURED_LAYERS, NUMBER, check_shape, fail, named, read_json, read_metrics, read_sweeps
+
+try:
+    import matplotlib
+except ModuleNotFoundError:
+    fail("matplotlib is not installed, expected it from: pip install matplotlib")
 
 matplotlib.use("Agg")  # no screen needed
 import matplotlib.pyplot as plt
@@ -49,53 +51,22 @@ def style():
     })
 
 
-def fail(message):
-    sys.exit(f"plot: {message}")
-
-
-def named(argument):
-    """Name and path of "name=path", or of a path alone, which names itself."""
-    name, _, path = argument.rpartition("=")
-    path = pathlib.Path(path)
-    if not path.exists():
-        fail(f"{path}: there is no such file or folder")
-    if not name:
-        usual = path.name in ("sweep.json", "metrics.jsonl")  # then the folder says more
-        name = path.resolve().parent.name if usual else path.resolve().stem
-    return name, path
-
-
-def read_json(path, kind):
-    try:
-        content = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        fail(f"{path}: cannot be read as JSON: {error}")
-    if not isinstance(content, dict) or content.get("kind") != kind:
-        fail(f'{path}: expected an object with "kind": "{kind}"')
-    return content
-
-
 def save(figure, arguments):
     """As a PNG of 256 colours: a third of the size, and no difference that an eye would see."""
     figure.canvas.draw()
     picture = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
-    picture.quantize(256, dither=Image.Dither.NONE).save(arguments.out, optimize=True)
+    try:
+        picture.quantize(256, dither=Image.Dither.NONE).save(arguments.out, optimize=True)
+    except (OSError, ValueError) as error:
+        fail(f"{arguments.out}: cannot be written: {error}")
     print(f"wrote {arguments.out}")
 
 
 # --- losses ----------------------------------------------------------------------------------------------------------
 
 
-def read_metrics(path):
-    path = path / "metrics.jsonl" if path.is_dir() else path
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        fail(f"{path}: cannot be read as lines of JSON: {error}")
-
-
 def series(lines, key):
-    points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+    points = [(line["step"], line[key]) for line in lines if isinstance(line.get(key), NUMBER)]
     return np.array(points, dtype=float).reshape(-1, 2).T
 
 
@@ -137,13 +108,8 @@ def setting_text(curve, value):
     return method_name(curve) if curve["method"] == "all" else f"{method_name(curve)}, {curve['setting']} = {value:g}"
 
 
-def metric_of(sweeps):
-    return "accuracy" if all("accuracy" in sweep["dense"] for _, sweep in sweeps) else "loss"
-
-
 def plot_sweep(arguments):
-    sweeps = [(name, read_json(path, "sweep")) for name, path in map(named, arguments.files)]
-    metric = metric_of(sweeps)
+    sweeps, metric = read_sweeps(arguments.files)
     dense = sweeps[0][1]["dense"]
     columns = [("share_of_dense", "share of dense multiply-adds")]
     columns += [(key, text) for key, text in (("seconds_per_token", "µs per token, batch"),
@@ -202,8 +168,7 @@ def at_budget(curve, key, share):
 
 
 def print_budgets(arguments):
-    sweeps = [(name, read_json(path, "sweep")) for name, path in map(named, arguments.files)]
-    metric = metric_of(sweeps)
+    sweeps, metric = read_sweeps(arguments.files)
     print("| | " + " | ".join(f"{share:.0%}" for share in arguments.shares) + " | dense |")
     print("|---" * (len(arguments.shares) + 2) + "|")
     for name, sweep in sweeps:
@@ -227,6 +192,8 @@ def choose_point(sweep, method, value):
     if not curves:
         fail(f"no curve of method {method}, there are: {', '.join(curve['method'] for curve in sweep['curves'])}")
     points = [(curve, point) for curve in curves for point in curve["points"] if "layers" in point]
+    if not points:
+        fail("no point says what its layers ran, expected a sweep of a method with experts")
     if value is None:
         points = [(curve, point) for curve, point in points if curve is points[0][0]]
         return min(points, key=lambda item: abs(item[1]["share_of_dense"] - 0.5))
@@ -245,6 +212,7 @@ def bars(histogram, most=60):
 def plot_histogram(arguments):
     sweep = read_json(arguments.file, "sweep")
     curve, point = choose_point(sweep, arguments.method, arguments.value)
+    check_shape(arguments.file, {**sweep, "points": point["layers"]}, {"layers": LAYERS, "points": MEASURED_LAYERS})
     layers = list(zip(sweep["layers"], point["layers"]))
     figure, axes = plt.subplots(figsize=(9, 1.6 + 0.34 * len(layers)))
     colours = matplotlib.colormaps[HEAT](np.linspace(0.1, 0.85, len(layers)))
@@ -336,6 +304,20 @@ def plot_images(arguments):
     save(figure, arguments)
 
 
+def parse_share(text):
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is out of range, expected 0 to 1")
+    return value
+
+
+def parse_count(text):
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is out of range, expected 1 or more")
+    return value
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -350,7 +332,7 @@ def main():
     losses = command("losses", plot_losses, "loss curves of runs")
     losses.add_argument("runs", nargs="+", help="run folders or metrics.jsonl files, each with an optional NAME=")
     losses.add_argument("--value", help="key of the metrics (default bits_per_byte where all runs have it, else loss)")
-    losses.add_argument("--skip", type=float, default=0.1, metavar="SHARE",
+    losses.add_argument("--skip", type=parse_share, default=0.1, metavar="SHARE",
                         help="share of the steps, from the first, that may leave the picture at the top")
     sweep = command("sweep", plot_sweep, "quality against cost and time")
     sweep.add_argument("files", nargs="+", help="sweep.json files, each with an optional NAME=; the first one's dense "
@@ -368,10 +350,10 @@ def main():
     histogram.add_argument("--value", type=float, help="of the point (default: nearest to half of the dense cost)")
     text = command("text", plot_text, "cost of a text's tokens")
     text.add_argument("file")
-    text.add_argument("--columns", type=int, default=90, help="characters per line")
+    text.add_argument("--columns", type=parse_count, default=90, help="characters per line")
     images = command("images", plot_images, "cost of images' patches")
     images.add_argument("file")
-    images.add_argument("--count", type=int, default=8, help="at most so many images")
+    images.add_argument("--count", type=parse_count, default=8, help="at most so many images")
 
     style()
     arguments = parser.parse_args()

@@ -104,6 +104,23 @@ class Plot(unittest.TestCase):
         self.expect_error("plot: nowhere.json: there is no such file or folder", "sweep", "nowhere.json")
         self.file("text.json", TEXT)
         self.expect_error('plot: text.json: expected an object with "kind": "images"', "images", "text.json")
+        self.file("a.json", {**SWEEP, "curves": []})
+        self.expect_error("plot: a.json: curves: expected a list that is not empty", "sweep", "a.json")
+        self.file("a.json", {**SWEEP, "dense": {"loss": "low"}})
+        self.expect_error('plot: a.json: dense: loss: is "low", expected a number', "budgets", "a.json")
+        self.file("a.json", {**SWEEP, "layers": 3})
+        self.expect_error("plot: a.json: layers: expected a list that is not empty", "histogram", "a.json")
+        self.file("text.json", {**TEXT, "tokens": [{"text": "a"}]})
+        self.expect_error("plot: text.json: tokens[0]: macs: is null, expected a number", "text", "text.json")
+        self.file("metrics.jsonl", '{"loss": 1}\n')
+        self.expect_error("plot: metrics.jsonl[0]: step: is null, expected a number", "losses", "metrics.jsonl")
+
+    def test_a_picture_that_cannot_be_written(self):
+        self.file("text.json", TEXT)
+        for out in ("nowhere/a.png", "a.unknown"):
+            run = self.plot("text", "text.json", "--out", out)
+            self.assertEqual(run.returncode, 1)
+            self.assertRegex(run.stderr, rf"^plot: {out}: cannot be written: .*\n$")
 
 
 if __name__ == "__main__":
