@@ -22,6 +22,13 @@ void check_targets(const char* op, const Tensor& rows, const Tensor& targets) {
         targets.device());
 }
 
+void check_logits(const Tensor& logits, const Tensor& targets) {
+  check(logits.defined(), "cross_entropy: logits are undefined");
+  check(is_floating(logits.dtype()), "cross_entropy: expected a floating dtype (f32, f64, bf16), got ", logits.dtype());
+  check(logits.rank() == 2, "cross_entropy: expected logits [n, V], got ", logits.shape());
+  check_targets("cross_entropy", logits, targets);
+}
+
 void check_projection(const Tensor& x, const Tensor& w, const Tensor& bias) {
   constexpr const char* op = "linear_cross_entropy";
   check(x.defined() && w.defined(), op, ": an undefined tensor");
@@ -46,10 +53,7 @@ std::int64_t default_chunk(std::int64_t classes) {
 }  // namespace
 
 Tensor cross_entropy_per_row(const Tensor& logits, const Tensor& targets, std::int64_t ignore_index) {
-  check(logits.defined(), "cross_entropy: logits are undefined");
-  check(is_floating(logits.dtype()), "cross_entropy: expected a floating dtype (f32, f64, bf16), got ", logits.dtype());
-  check(logits.rank() == 2, "cross_entropy: expected logits [n, V], got ", logits.shape());
-  check_targets("cross_entropy", logits, targets);
+  check_logits(logits, targets);
   const Tensor losses = Tensor::empty({logits.size(0)}, compute_dtype(logits.dtype()), logits.device());
   if (losses.numel() == 0) return losses;
   SWITCHYARD_DISPATCH(logits.device(), cross_entropy, logits.contiguous(), targets.contiguous(), ignore_index, losses,
@@ -59,10 +63,7 @@ Tensor cross_entropy_per_row(const Tensor& logits, const Tensor& targets, std::i
 
 CrossEntropyResult cross_entropy(const Tensor& logits, const Tensor& targets, std::int64_t ignore_index,
                                  bool gradient_wanted) {
-  check(logits.defined(), "cross_entropy: logits are undefined");
-  check(is_floating(logits.dtype()), "cross_entropy: expected a floating dtype (f32, f64, bf16), got ", logits.dtype());
-  check(logits.rank() == 2, "cross_entropy: expected logits [n, V], got ", logits.shape());
-  check_targets("cross_entropy", logits, targets);
+  check_logits(logits, targets);
   const DType compute = compute_dtype(logits.dtype());
   const Tensor dense_targets = targets.contiguous();
   const Tensor inverse = Tensor::empty({1}, compute, logits.device());

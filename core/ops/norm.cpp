@@ -3,16 +3,11 @@
 #include <cmath>
 
 #include "core/kernels/norm.h"
+#include "core/ops/check.h"
 #include "core/ops/dispatch.h"
 
 namespace switchyard::ops {
 namespace {
-
-void check_input(const char* op, const Tensor& x) {
-  check(x.defined(), op, ": the tensor is undefined");
-  check(is_floating(x.dtype()), op, ": expected a floating dtype (f32, f64, bf16), got ", x.dtype());
-  check(x.rank() >= 1 && x.size(-1) >= 1, op, ": needs a last axis with elements, shape is ", x.shape());
-}
 
 void check_parameter(const char* op, const char* name, const Tensor& parameter, const Tensor& x) {
   if (!parameter.defined()) return;
@@ -36,7 +31,7 @@ void check_like(const char* op, const char* name, const Tensor& other, const Ten
 }
 
 void check_gradients(const char* op, const Tensor& dy, const Tensor& x, const Tensor& dsum) {
-  check_input(op, x);
+  check_last_axis(op, x);
   check_like(op, "dy", dy, x);
   if (dsum.defined()) check_like(op, "dsum", dsum, x);
 }
@@ -79,7 +74,7 @@ DType compute_dtype(DType dtype) {
 
 LayerNormResult layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, double epsilon,
                            const Tensor& addend) {
-  check_input("layer_norm", x);
+  check_last_axis("layer_norm", x);
   check_parameter("layer_norm", "weight", weight, x);
   check_parameter("layer_norm", "bias", bias, x);
   check_epsilon("layer_norm", epsilon);
@@ -107,7 +102,7 @@ NormGradients layer_norm_backward(const Tensor& dy, const Tensor& x, const Tenso
 }
 
 RmsNormResult rms_norm(const Tensor& x, const Tensor& weight, double epsilon, const Tensor& addend) {
-  check_input("rms_norm", x);
+  check_last_axis("rms_norm", x);
   check_parameter("rms_norm", "weight", weight, x);
   check_epsilon("rms_norm", epsilon);
   if (addend.defined()) check_like("rms_norm", "addend", addend, x);

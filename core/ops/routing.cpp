@@ -54,6 +54,16 @@ void check_selection(const char* op, const Tensor& scores, const char* name, dou
   check(value >= 0 && value <= 1, op, ": ", name, " is ", value, ", expected 0 to 1");
 }
 
+/// A mask like the scores [..., E], which select(rows [R, E], mask [R, E]) writes.
+template <class Select>
+Tensor mask_of_rows(const Tensor& scores, const Select& select) {
+  const Tensor mask = Tensor::empty(scores.shape(), DType::boolean, scores.device());
+  if (mask.numel() == 0) return mask;
+  const Shape rows = {scores.numel() / scores.size(-1), scores.size(-1)};
+  select(scores.contiguous().view(rows), mask.view(rows));
+  return mask;
+}
+
 }  // namespace
 
 Tensor top_k(const Tensor& scores, std::int64_t k, const Tensor& excluded) {
@@ -82,20 +92,16 @@ Tensor top_k(const Tensor& scores, std::int64_t k, const Tensor& excluded) {
 
 Tensor select_share(const Tensor& scores, double share) {
   check_selection("select_share", scores, "share", share);
-  const Tensor mask = Tensor::empty(scores.shape(), DType::boolean, scores.device());
-  if (mask.numel() == 0) return mask;
-  const Shape rows = {scores.numel() / scores.size(-1), scores.size(-1)};
-  SWITCHYARD_DISPATCH(scores.device(), select_share, scores.contiguous().view(rows), share, mask.view(rows));
-  return mask;
+  return mask_of_rows(scores, [&](const Tensor& rows, const Tensor& mask) {
+    SWITCHYARD_DISPATCH(scores.device(), select_share, rows, share, mask);
+  });
 }
 
 Tensor select_near_maximum(const Tensor& scores, double tau) {
   check_selection("select_near_maximum", scores, "tau", tau);
-  const Tensor mask = Tensor::empty(scores.shape(), DType::boolean, scores.device());
-  if (mask.numel() == 0) return mask;
-  const Shape rows = {scores.numel() / scores.size(-1), scores.size(-1)};
-  SWITCHYARD_DISPATCH(scores.device(), select_near_maximum, scores.contiguous().view(rows), tau, mask.view(rows));
-  return mask;
+  return mask_of_rows(scores, [&](const Tensor& rows, const Tensor& mask) {
+    SWITCHYARD_DISPATCH(scores.device(), select_near_maximum, rows, tau, mask);
+  });
 }
 
 Tensor expert_gates(const Tensor& scores, const Tensor& indices, GateFunction function, DType dtype) {

@@ -1,19 +1,14 @@
 #include "core/ops/softmax.h"
 
 #include "core/kernels/softmax.h"
+#include "core/ops/check.h"
 #include "core/ops/dispatch.h"
 
 namespace switchyard::ops {
 namespace {
 
-void check_input(const char* op, const Tensor& x) {
-  check(x.defined(), op, ": the tensor is undefined");
-  check(is_floating(x.dtype()), op, ": expected a floating dtype (f32, f64, bf16), got ", x.dtype());
-  check(x.rank() >= 1 && x.size(-1) >= 1, op, ": needs a last axis with elements, shape is ", x.shape());
-}
-
 void check_gradient(const char* op, const Tensor& dy, const Tensor& y) {
-  check_input(op, y);
+  check_last_axis(op, y);
   check(dy.defined(), op, ": dy is undefined");
   check(dy.shape() == y.shape(), op, ": shapes of dy and y differ: ", dy.shape(), " and ", y.shape());
   check(dy.dtype() == y.dtype(), op, ": dtypes of dy and y differ: ", dy.dtype(), " and ", y.dtype());
@@ -26,7 +21,7 @@ Tensor rows(const Tensor& x) { return x.contiguous().view({-1, x.size(-1)}); }
 }  // namespace
 
 Tensor softmax(const Tensor& x) {
-  check_input("softmax", x);
+  check_last_axis("softmax", x);
   const Tensor y = Tensor::empty_like(x);
   if (y.numel() > 0) SWITCHYARD_DISPATCH(x.device(), softmax, rows(x), rows(y));
   return y;
@@ -40,7 +35,7 @@ Tensor softmax_backward(const Tensor& dy, const Tensor& y) {
 }
 
 Tensor log_softmax(const Tensor& x) {
-  check_input("log_softmax", x);
+  check_last_axis("log_softmax", x);
   const Tensor y = Tensor::empty_like(x);
   if (y.numel() > 0) SWITCHYARD_DISPATCH(x.device(), log_softmax, rows(x), rows(y));
   return y;
@@ -54,7 +49,7 @@ Tensor log_softmax_backward(const Tensor& dy, const Tensor& y) {
 }
 
 Tensor logsumexp(const Tensor& x) {
-  check_input("logsumexp", x);
+  check_last_axis("logsumexp", x);
   Shape shape = x.shape();
   shape.pop_back();
   const Tensor y = Tensor::empty(shape, x.dtype(), x.device());

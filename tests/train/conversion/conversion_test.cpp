@@ -17,10 +17,7 @@ using testing::read_bytes;
 namespace fs = std::filesystem;
 namespace json = boost::json;
 
-const auto kSilent = [](const std::string&) {};
 const auto kNever = [] { return false; };
-
-std::string device() { return testing::text_of(default_device()); }
 
 /// A conversion that has gone through all its phases.
 struct Converted : Conversion {
@@ -28,8 +25,6 @@ struct Converted : Conversion {
     EXPECT_TRUE(run(kNever));
   }
 };
-
-double loss_of(const json::value& score) { return score.at("loss").as_double(); }
 
 /// The mean of a number that each layer of some results has.
 double mean_of(const json::value& results, const char* key) {

@@ -18,10 +18,6 @@ using testing::read_bytes;
 namespace fs = std::filesystem;
 namespace json = boost::json;
 
-const auto kSilent = [](const std::string&) {};
-
-std::string device() { return testing::text_of(default_device()); }
-
 ConversionConfig with_projections(const fs::path& run) {
   ConversionConfig config = tiny_conversion(run);
   config.phases = {PhaseKind::projections, PhaseKind::sparsify, PhaseKind::experts, PhaseKind::routers};
@@ -33,8 +29,6 @@ ConversionConfig with_projections(const fs::path& run) {
   config.sparsify.projections_weight = 0.3;
   return config;
 }
-
-double loss_of(const json::value& score) { return score.at("loss").as_double(); }
 
 /// The mean share of zeros of the layers whose name contains `part`.
 double zeros_of(const json::value& measured, std::string_view part) {

@@ -5,6 +5,12 @@
 
 namespace switchyard::train {
 
+/// Takes lines for people and says nothing.
+inline const auto kSilent = [](const std::string&) {};
+/// What programs call the device that the tests run on.
+inline std::string device() { return testing::text_of(default_device()); }
+inline double loss_of(const boost::json::value& score) { return score.at("loss").as_double(); }
+
 /// A dense model of two layers of 64 neurons, trained for some steps on tiny_text(). Returns the run's folder.
 inline std::filesystem::path train_dense_run(const std::filesystem::path& folder) {
   Config config = tiny_config(folder);
