@@ -206,9 +206,12 @@ std::unique_ptr<Task> load_converted(const fs::path& folder, const TaskOptions& 
   task->model().eval();
   const std::size_t finished = continue_from(folder, config, *task, report).results.size();
   check(finished > 0, "conversion: ", folder.string(), ": no phase of it is finished");
+  const auto tell = [&](const std::string& what) { report("conversion: " + folder.string() + ": " + what); };
   if (finished < config.phases.size())
-    report("conversion: " + folder.string() + ": its phase " + std::string(name_of(config.phases[finished])) +
-           " is not finished; the model is as the one before has left it");
+    tell("its phase " + std::string(name_of(config.phases[finished])) +
+         " is not finished; the model is as the one before has left it");
+  if (config.phases[finished - 1] == PhaseKind::experts)
+    tell("its routers are not trained; gates other than `all` choose experts by chance");
   return task;
 }
 

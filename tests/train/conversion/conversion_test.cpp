@@ -334,8 +334,13 @@ TEST_F(ConversionTest, APhaseThatIsNotFinishedIsTold) {
   EXPECT_FALSE(Conversion(folder_ / "out", config, device(), kSilent).run([] { return true; }));
   std::string told;
   load_converted(folder_ / "out", {device()}, [&](const std::string& line) { told += line; });
-  EXPECT_EQ(told, "conversion: " + (folder_ / "out").string() +
-                      ": its phase routers is not finished; the model is as the one before has left it");
+  const std::string start = "conversion: " + (folder_ / "out").string() + ": ";
+  EXPECT_EQ(told, start + "its phase routers is not finished; the model is as the one before has left it" + start +
+                      "its routers are not trained; gates other than `all` choose experts by chance");
+  EXPECT_TRUE(Conversion(folder_ / "out", config, device(), kSilent).run(kNever));
+  told.clear();
+  load_converted(folder_ / "out", {device()}, [&](const std::string& line) { told += line; });
+  EXPECT_EQ(told, "");
 }
 
 TEST_F(ConversionTest, WithoutAFinishedPhaseThereIsNothingToLoad) {
