@@ -47,36 +47,58 @@ Variable shared_among(std::int64_t heads, const Variable& x) {
   return reshape(broadcast_to(grouped, {batch, length, groups, heads / groups, width}), {batch, length, heads, width});
 }
 
+/// attention() for keys and values with as many heads as the query; shows its probabilities [B, H, T, S] where asked.
+Variable attend(const Variable& query, const Variable& key, const Variable& value, const ops::AttentionOptions& options,
+                const Variable& position_key, Tensor* probabilities) {
+  if (probabilities) {
+    ops::AttentionOptions plain = options;
+    if (position_key.defined()) plain.position_key = position_key.data();
+    plain.dropout = 0;
+    *probabilities = ops::attention_probabilities(query.data(), key.data(), plain);
+  }
+  return attention(query, key, value, options, position_key);
+}
+
+/// attend() for the query [B, 1, H, d] of one token, which sees all keys [B, S, G, d]: the heads that share keys become
+/// successive queries, so that no key is copied, as decoding would for every token.
+Variable attend_grouped(const Variable& query, const Variable& key, const Variable& value,
+                        ops::AttentionOptions options, Tensor* probabilities) {
+  const std::int64_t batch = query.size(0), heads = query.size(2), groups = key.size(2);
+  const Variable successive = transpose(reshape(query, {batch, groups, heads / groups, query.size(3)}), 1, 2);
+  options.causal = false;
+  const Variable out = attend(successive, key, value, options, {}, probabilities);
+  if (probabilities) *probabilities = probabilities->reshape({batch, heads, 1, key.size(1)});
+  return reshape(transpose(out, 1, 2), {batch, 1, heads, value.size(3)});
+}
+
 }  // namespace
 
 Variable AttentionCore::forward(const Variable& query, const Variable& key, const Variable& value,
                                 const AttentionArguments& arguments) {
-  Variable keys = key, values = value;
-  if (KeyValueCache* cache = arguments.cache) {
-    append(*cache, key.data(), value.data());
-    keys = Variable(cache->key.slice(1, 0, cache->length));
-    values = Variable(cache->value.slice(1, 0, cache->length));
-  }
-  const std::int64_t past = keys.size(1) - query.size(1);
-  check(!arguments.causal || past >= 0, "attention: causal with ", query.size(1), " queries but only ", keys.size(1),
+  KeyValueCache* cache = arguments.cache;
+  const std::int64_t cached = cache ? cache->length : 0, length = cached + key.size(1), past = length - query.size(1);
+  check(!arguments.causal || past >= 0, "attention: causal with ", query.size(1), " queries but only ", length,
         " keys");
   ops::AttentionOptions options;
   options.scale = 1 / std::sqrt(static_cast<double>(query.size(3)));
   options.causal = arguments.causal;
-  options.query_offset = arguments.causal || arguments.cache ? past : 0;
+  options.query_offset = arguments.causal || cache ? past : 0;
   options.mask = arguments.mask;
   options.key_padding = arguments.key_padding;
   options.dropout = training() ? dropout_ : 0;
-  PositionEncoding::Encoded encoded = position_.encode(query, keys, options, true, !arguments.cache);
-  encoded.key = shared_among(query.size(2), encoded.key);
-  if (arguments.inspection) {
-    ops::AttentionOptions plain = encoded.options;
-    if (encoded.position_key.defined()) plain.position_key = encoded.position_key.data();
-    plain.dropout = 0;
-    arguments.inspection->probabilities = ops::attention_probabilities(encoded.query.data(), encoded.key.data(), plain);
+  const Variable queries = position_.rotated(query, options.query_offset, true);
+  Variable keys = position_.rotated(key, cached, true), values = value;
+  if (cache) {
+    append(*cache, keys.data(), values.data());
+    keys = Variable(cache->key.slice(1, 0, length));
+    values = Variable(cache->value.slice(1, 0, length));
   }
-  return attention(encoded.query, encoded.key, shared_among(query.size(2), values), encoded.options,
-                   encoded.position_key);
+  const Variable position_key = position_.relative(queries, length, options, cache);
+  Tensor* probabilities = arguments.inspection ? &arguments.inspection->probabilities : nullptr;
+  const std::int64_t heads = query.size(2);
+  if (query.size(1) == 1 && keys.size(2) < heads && !position_key.defined() && !options.mask.defined())
+    return attend_grouped(queries, keys, values, options, probabilities);
+  return attend(queries, shared_among(heads, keys), shared_among(heads, values), options, position_key, probabilities);
 }
 
 namespace {

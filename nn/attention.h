@@ -22,7 +22,7 @@ class AttentionCore : public Module {
   /// query [B, T, H, d], key [B, S, G, d], value [B, S, G, dv] -> [B, T, H, dv]. G is H, or divides it: then each head
   /// of keys and values serves H / G successive heads of queries. Query and key must be the caller's own projections,
   /// not read again: positions may be put into them in place. With arguments.cache, key and value are those of the new
-  /// tokens: they are appended to it (key as given, before position encoding) and the queries see all cached tokens.
+  /// tokens: they are appended to it, keys rotated where positions are (rope), and the queries see all cached tokens.
   /// Fills arguments.inspection->probabilities.
   Variable forward(const Variable& query, const Variable& key, const Variable& value,
                    const AttentionArguments& arguments);

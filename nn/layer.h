@@ -30,8 +30,11 @@ Variable add_regularizers(const Variable& a, const Variable& b);
 
 /// Keys and values of the tokens decoded so far, one per attention layer. Empty to begin with.
 struct KeyValueCache {
-  Tensor key, value;  ///< [B, capacity, H, d]; keys before position encoding
+  Tensor key, value;  ///< [B, capacity, H, d]; with rope, keys already rotated, which depends on their place alone
   std::int64_t length = 0;
+  /// xl: the position keys [R, H, d] of the distances -position_zero .. R - 1 - position_zero, more than needed so far.
+  Tensor position_key;
+  std::int64_t position_zero = 0;
 };
 
 /// One routed projection of an attention layer, as read out for inspection.

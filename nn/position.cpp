@@ -53,8 +53,8 @@ PositionEncoding::PositionEncoding(const PositionOptions& options, std::int64_t 
     check(options.fraction >= 0 && options.fraction <= 1, "PositionEncoding: fraction ", options.fraction,
           ", expected 0 to 1");
     check(options.base > 0, "PositionEncoding: base ", options.base, ", expected more than 0");
-    rotated_ = static_cast<std::int64_t>(std::floor(options.fraction * static_cast<double>(head_width)));
-    check(rotated_ % 2 == 0, "PositionEncoding: ", rotated_, " rotated channels of head width ", head_width,
+    rotated_width_ = static_cast<std::int64_t>(std::floor(options.fraction * static_cast<double>(head_width)));
+    check(rotated_width_ % 2 == 0, "PositionEncoding: ", rotated_width_, " rotated channels of head width ", head_width,
           " (fraction ", options.fraction, "), expected an even number");
   } else if (options.kind == PositionKind::xl) {
     projection_ = register_parameter("projection.weight", init({heads * head_width, width}, generator));
@@ -64,7 +64,7 @@ PositionEncoding::PositionEncoding(const PositionOptions& options, std::int64_t 
 const ops::RopeTables& PositionEncoding::rope_tables(std::int64_t positions, DType dtype, Device device) {
   const Tensor& table = rope_.cosine;
   if (!table.defined() || table.size(0) < positions || table.dtype() != dtype || table.device() != device)
-    rope_ = ops::rope_tables(table_size(positions), rotated_, options_.base, dtype, device);
+    rope_ = ops::rope_tables(table_size(positions), rotated_width_, options_.base, dtype, device);
   return rope_;
 }
 
@@ -77,25 +77,33 @@ Tensor PositionEncoding::sinusoids(std::int64_t lowest, std::int64_t highest, DT
   return sinusoids_.slice(0, lowest - sinusoids_lowest_, highest - sinusoids_lowest_ + 1);
 }
 
-PositionEncoding::Encoded PositionEncoding::encode(const Variable& query, const Variable& key,
-                                                   const ops::AttentionOptions& options, bool overwrite_query,
-                                                   bool overwrite_key) {
-  Encoded encoded{query, key, {}, options};
-  const std::int64_t queries = query.size(1), keys = key.size(1), offset = options.query_offset;
-  const DType table_dtype = ops::compute_dtype(query.dtype());
-  if (options_.kind == PositionKind::rope && rotated_ > 0) {
-    const ops::RopeTables& tables = rope_tables(std::max(offset + queries, keys), table_dtype, query.device());
-    encoded.query = rope(query, tables, offset, overwrite_query);
-    encoded.key = rope(key, tables, 0, overwrite_key);
-  } else if (options_.kind == PositionKind::xl) {
-    // The last query and the first key are furthest apart; a causal query sees nothing ahead of it.
-    const std::int64_t lowest = -(offset + queries - 1);
-    const std::int64_t highest = options.causal ? 0 : std::max<std::int64_t>(keys - 1 - offset, 0);
-    const Tensor table = sinusoids(lowest, highest, table_dtype, query.device()).to(query.dtype());
-    encoded.position_key = reshape(linear(Variable(table), projection_), {highest - lowest + 1, heads_, head_width_});
-    encoded.options.position_zero = -lowest;
+Variable PositionEncoding::rotated(const Variable& x, std::int64_t first, bool overwrite) {
+  if (options_.kind != PositionKind::rope || rotated_width_ == 0) return x;
+  return rope(x, rope_tables(first + x.size(1), ops::compute_dtype(x.dtype()), x.device()), first, overwrite);
+}
+
+Variable PositionEncoding::relative(const Variable& query, std::int64_t keys, ops::AttentionOptions& options,
+                                    KeyValueCache* cache) {
+  if (options_.kind != PositionKind::xl) return {};
+  // The last query and the first key are furthest apart; a causal query sees nothing ahead of it.
+  std::int64_t lowest = -(options.query_offset + query.size(1) - 1);
+  const std::int64_t highest = options.causal ? 0 : std::max<std::int64_t>(keys - 1 - options.query_offset, 0);
+  if (cache) {
+    const Tensor& kept = cache->position_key;
+    options.position_zero = cache->position_zero;
+    if (kept.defined() && options.position_zero >= -lowest && highest < kept.size(0) - options.position_zero)
+      return Variable(kept);
+    lowest = -table_size(-lowest);
   }
-  return encoded;
+  options.position_zero = -lowest;
+  const Tensor table = sinusoids(lowest, highest, ops::compute_dtype(query.dtype()), query.device());
+  const Variable projected = linear(Variable(table.to(query.dtype())), projection_);
+  const Variable position_key = reshape(projected, {highest - lowest + 1, heads_, head_width_});
+  if (cache) {
+    cache->position_key = position_key.data();
+    cache->position_zero = options.position_zero;
+  }
+  return position_key;
 }
 
 }  // namespace switchyard::nn

@@ -2,7 +2,7 @@
 
 #include "autograd/ops/attention.h"
 #include "nn/init.h"
-#include "nn/module.h"
+#include "nn/layer.h"
 
 namespace switchyard::nn {
 
@@ -46,16 +46,16 @@ class PositionEncoding : public Module {
   PositionEncoding(const PositionOptions& options, std::int64_t width, std::int64_t heads, std::int64_t head_width,
                    const Initializer& init = init::fan_in_normal(), Generator& generator = initial_weights());
 
-  /// What attention() needs, with positions put in.
-  struct Encoded {
-    Variable query, key;
-    Variable position_key;  ///< undefined unless xl
-    ops::AttentionOptions options;
-  };
-  /// query [B, T, H, d] starts at position options.query_offset, key [B, S, H, d] at 0. Either may be overwritten where
-  /// the caller says so; nothing may read it afterwards.
-  Encoded encode(const Variable& query, const Variable& key, const ops::AttentionOptions& options,
-                 bool overwrite_query = false, bool overwrite_key = false);
+  /// rope: queries or keys x [B, T, H, d] rotated, the first to position `first`; otherwise x itself. With `overwrite`
+  /// x's own elements turn: nothing may read it afterwards. Scores depend on differences of positions only, so keys
+  /// stay valid however many queries follow.
+  Variable rotated(const Variable& x, std::int64_t first, bool overwrite = false);
+
+  /// xl: the position keys [R, H, d] for query [B, T, H, d], starting at options.query_offset, and so many keys,
+  /// starting at 0; sets options.position_zero. Undefined for the others. Those in `cache` are used if they reach far
+  /// enough, or replaced by more.
+  Variable relative(const Variable& query, std::int64_t keys, ops::AttentionOptions& options,
+                    KeyValueCache* cache = nullptr);
 
  private:
   const ops::RopeTables& rope_tables(std::int64_t positions, DType dtype, Device device);
@@ -64,7 +64,7 @@ class PositionEncoding : public Module {
 
   PositionOptions options_;
   std::int64_t width_, heads_, head_width_;
-  std::int64_t rotated_ = 0;
+  std::int64_t rotated_width_ = 0;
   Variable projection_;
   ops::RopeTables rope_;
   Tensor sinusoids_;

@@ -1,6 +1,7 @@
 #include "moe/switch_head.h"
 
 #include "autograd/grad_mode.h"
+#include "core/ops/attention.h"
 #include "core/ops/index.h"
 #include "tests/golden/golden.h"
 
@@ -102,7 +103,7 @@ class Layer {
   }
 
   /// Decoding with the cache, `first` tokens and then `step` at a time, gives the rows of `out`; the cache then holds
-  /// the keys and values of all tokens.
+  /// the keys, rotated, and values of all tokens.
   void check_decoding(std::int64_t first, std::int64_t step, const Tensor& out, Comparison& comparison) {
     const NoGradGuard no_grad;
     const Tensor x = sources_.at("x").data();
@@ -117,7 +118,7 @@ class Layer {
     ASSERT_EQ(cache.length, x.size(1));
     if (file_.has("decode.cache_k")) {
       const double s = std::pow(static_cast<double>(file_.integer("d_head")), -0.25);
-      const Tensor keys = cache.key.slice(1, 0, cache.length).transpose(1, 2).to(DType::f64);
+      const Tensor keys = before_rotation(cache.key.slice(1, 0, cache.length).to(DType::f64)).transpose(1, 2);
       comparison.forward("cached keys", ops::affine(keys, s), file_.tensor("decode.cache_k"));
     }
     if (file_.has("decode.cache_v"))
@@ -128,6 +129,15 @@ class Layer {
   std::int64_t length() const { return query_source().size(1); }
 
  private:
+  /// Cached keys [B, T, H, d] turned back to what they were before rotation.
+  Tensor before_rotation(const Tensor& keys) const {
+    const nn::PositionOptions& position = layer_.options().position;
+    if (position.kind != nn::PositionKind::rope) return keys;
+    const auto tables =
+        ops::rope_tables(keys.size(1), file_.integer("n_rotate"), position.base, keys.dtype(), keys.device());
+    return ops::rope(keys, tables, 0, true);
+  }
+
   const Variable& query_source() const { return sources_.contains("x") ? sources_.at("x") : sources_.at("q_src"); }
 
   nn::AttentionArguments arguments() const {

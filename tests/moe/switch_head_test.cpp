@@ -250,6 +250,23 @@ TEST(SwitchHead, decoding_with_a_cache_gives_the_rows_of_the_whole) {
   }
 }
 
+TEST(SwitchHead, decoding_in_f32_gives_the_rows_of_the_whole) {
+  const NoGradGuard no_grad;
+  for (const SwitchHeadOptions& options : switch_combinations()) {
+    if (options.experts > 1) continue;  // rounding could choose another expert
+    SwitchHead layer(options);
+    const Tensor x = random_tensor({2, 70, 6}, 52, DType::f32);
+    nn::KeyValueCache cache;
+    nn::AttentionArguments arguments;
+    arguments.cache = &cache;
+    std::vector<Tensor> rows;
+    for (std::int64_t t = 0; t < x.size(1); ++t)
+      rows.push_back(layer.forward(Variable(x.slice(1, t, t + 1).contiguous()), arguments).output.data());
+    SCOPED_TRACE(describe(options));
+    EXPECT_CLOSE(ops::concat(rows, 1), layer.forward(Variable(x)).output.data(), 1e-5);
+  }
+}
+
 TEST(SwitchHead, a_past_in_the_key_source_gives_the_last_rows_of_the_whole) {
   for (const SwitchHeadOptions& options : switch_combinations()) {
     SwitchHead layer(options);
