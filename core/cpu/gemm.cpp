@@ -17,6 +17,8 @@ namespace {
 // converting is then about one operation in 500.
 constexpr std::int64_t kBlockRows = 512, kBlockColumns = 512, kBlockDepth = 512;
 constexpr std::int64_t kConvertGrain = 16384;  // elements worth a thread
+// From this many multiply-adds on, OpenBLAS copies both operands before it multiplies them, whatever the processor.
+constexpr std::int64_t kCopiedProduct = 1000000;
 
 struct BlasOperand {
   CBLAS_TRANSPOSE transpose;
@@ -38,9 +40,26 @@ BlasOperand blas_operand(const MatrixView<T>& x, std::int64_t rows, std::int64_t
   return {CblasTrans, blas_int(x.column_stride)};
 }
 
+/// The product of one row, which is that of b, transposed, and a vector: reads b once.
+template <class T>
+void blas_row(std::int64_t n, std::int64_t k, T alpha, MatrixView<T> a, MatrixView<T> b, T beta, T* c) {
+  const BlasOperand on_b = blas_operand(b, k, n);
+  const bool transposed = on_b.transpose == CblasTrans;  // b lies in memory as [n, k]
+  const int rows = blas_int(transposed ? n : k), columns = blas_int(transposed ? k : n);
+  const CBLAS_TRANSPOSE transpose = transposed ? CblasNoTrans : CblasTrans;
+  const int step = k == 1 ? 1 : blas_int(a.column_stride);
+  if (beta == T(0)) std::fill(c, c + n, T(0));  // libraries differ in whether 0 times an old NaN is 0
+  if constexpr (std::is_same_v<T, double>) {
+    cblas_dgemv(CblasRowMajor, transpose, rows, columns, alpha, b.data, on_b.leading, a.data, step, beta, c, 1);
+  } else {
+    cblas_sgemv(CblasRowMajor, transpose, rows, columns, alpha, b.data, on_b.leading, a.data, step, beta, c, 1);
+  }
+}
+
 template <class T>
 void blas_gemm(std::int64_t m, std::int64_t n, std::int64_t k, T alpha, MatrixView<T> a, MatrixView<T> b, T beta, T* c,
                std::int64_t c_row_stride) {
+  if (m == 1 && n * k > kCopiedProduct) return blas_row(n, k, alpha, a, b, beta, c);
   const BlasOperand on_a = blas_operand(a, m, k), on_b = blas_operand(b, k, n);
   const int ldc = blas_int(std::max(c_row_stride, n));
   const int rows = blas_int(m), columns = blas_int(n), depth = blas_int(k);

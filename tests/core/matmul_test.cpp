@@ -166,6 +166,26 @@ TEST_P(MatmulTest, IntoDoesNotReadOldValuesWithBetaZero) {
   EXPECT_EQ(out.to_vector<double>(), std::vector<double>(15, 2.0));
 }
 
+TEST_P(MatmulTest, OneLongRowOfEveryLayout) {
+  constexpr std::int64_t kDepth = 17, kColumns = 60000;  // more than is worth a copy
+  const Tensor wide = random_tensor({9, 40}, 1, GetParam()), tall = random_tensor({40, 9}, 4, GetParam());
+  const Tensor start = random_tensor({1, kColumns}, 3, GetParam());
+  const Tensor plain = random_tensor({kDepth + 3, kColumns + 9}, 2, GetParam()).slice(0, 1, kDepth + 1);
+  const Tensor turned = random_tensor({kColumns + 9, kDepth + 3}, 5, GetParam()).slice(1, 1, kDepth + 1);
+  for (const auto& [row, b] :
+       {std::pair{wide.slice(0, 2, 3).slice(1, 3, 20), plain.slice(1, 9, kColumns + 9)},
+        {tall.slice(0, 7, 24).slice(1, 5, 6).transpose(0, 1), turned.slice(0, 9, kColumns + 9).transpose(0, 1)}}) {
+    const std::vector<double> product = naive_matmul(row, b).to_vector<double>();
+    for (const auto& [alpha, beta] : {std::pair{1.0, 0.0}, {2.0, -0.25}}) {
+      const Tensor out = beta == 0 ? Tensor::full({1, kColumns}, NAN, GetParam()) : start.clone();
+      ops::matmul_into(row, b, out, alpha, beta);
+      std::vector<double> expected = start.to_vector<double>();
+      for (std::size_t i = 0; i < expected.size(); ++i) expected[i] = alpha * product[i] + beta * expected[i];
+      EXPECT_CLOSE(out, Tensor::from(expected, {1, kColumns}), tolerance_of(GetParam()));
+    }
+  }
+}
+
 TEST_P(MatmulTest, IntoWritesOnlyItsOwnColumns) {
   const Tensor a = random_tensor({5, 7}, 1, GetParam()), b = random_tensor({7, 3}, 2, GetParam());
   const Tensor wide = Tensor::full({5, 9}, 7, GetParam());
