@@ -1,8 +1,10 @@
 #pragma once
 
 #include <boost/program_options.hpp>
+#include <concepts>
 #include <iostream>
 
+#include "core/error.h"
 #include "train/config_sections.h"
 #include "train/json_text.h"
 #include "train/threads.h"
@@ -19,6 +21,15 @@ inline boost::program_options::variables_map read_command_line(
   po::store(po::command_line_parser(argc, argv).options(options).positional({}).style(style).run(), given);
   po::notify(given);
   return given;
+}
+
+/// For the notifier() of option --`name`: throws Error for a number below `least`. Options read signed numbers, for
+/// Boost makes the largest unsigned one of -1.
+template <std::signed_integral T>
+auto at_least(const char* name, T least) {
+  return [=](T value) {
+    check(value >= least, "--", name, ": ", value, " is out of range, expected ", least, " or more");
+  };
 }
 
 /// What a program returns: the result of `body`, or 1 after an error, which is told in one line.

@@ -16,7 +16,7 @@ namespace {
 
 struct Request {
   std::string run, prompt, device;
-  std::uint64_t seed = 1;
+  std::int64_t seed = 1;
   nn::SamplingOptions sampling;
   moe::Gate gate;
   bool help = false;
@@ -29,16 +29,20 @@ Request parse(int argc, char** argv) {
   auto add = all.add_options();
   add("run", po::value(&request.run), "folder of the run whose model is to write");
   add("prompt", po::value(&request.prompt), "beginning of the text");
-  add("tokens", po::value(&request.sampling.count)->default_value(request.sampling.count), "tokens to write");
+  const auto whole = [](const char* name, std::int64_t& value, std::int64_t least) {
+    return po::value(&value)->default_value(value)->notifier(at_least(name, least));
+  };
+  add("tokens", whole("tokens", request.sampling.count, 0), "tokens to write");
   add("temperature", po::value(&request.sampling.temperature)->default_value(0.8, "0.8"),
       "0: always the likeliest token");
-  add("top-k", po::value(&request.sampling.top_k)->default_value(0), "choose among the k likeliest tokens; 0: all");
+  add("top-k", whole("top-k", request.sampling.top_k, 0), "choose among the k likeliest tokens; 0: all");
   add("top-p", po::value(&request.sampling.top_p)->default_value(1.0, "1"),
       "choose among the likeliest tokens that make up this share");
   add("tau", po::value(&request.gate.tau),
       "of a converted model: run the experts whose scores reach 1 - tau of a token's largest, 0 to 1");
-  add("k", po::value(&request.gate.k), "of a converted model: run this many experts per token");
-  add("seed", po::value(&request.seed)->default_value(request.seed), "the same seed writes the same text");
+  add("k", po::value(&request.gate.k)->notifier(at_least<std::int64_t>("k", 1)),
+      "of a converted model: run this many experts per token");
+  add("seed", whole("seed", request.seed, 0), "the same seed writes the same text");
   add("device", po::value(&request.device), "cpu, cuda or cuda:<index>; without it, the run's");
   add("help", "print this");
   const po::variables_map given = read_command_line(argc, argv, all);
@@ -60,8 +64,8 @@ int run(int argc, char** argv) {
   check(task != nullptr, request.run, ": holds no language model");
   if (request.gate.mode != moe::GateMode::all) moe::set_gates(task->model(), request.gate);
   request.sampling.context = std::max<std::int64_t>(task->config().model.context, 2);
-  const std::string text =
-      train::generate_text(task->model(), *task->text().tokenizer, request.prompt, request.sampling, request.seed);
+  const std::string text = train::generate_text(task->model(), *task->text().tokenizer, request.prompt,
+                                                request.sampling, static_cast<std::uint64_t>(request.seed));
   std::cout << request.prompt << train::printable(text) << std::endl;
   return 0;
 }

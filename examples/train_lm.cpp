@@ -31,7 +31,7 @@ po::options_description options() {
   add("cuda-graph", po::value<std::string>()->default_value("auto"),
       "auto, on or off: record the work of a training step once and replay it, which spares the host (auto: on GPUs)");
   add("resume", po::value<std::string>(), "folder of a run to continue");
-  add("profile", po::value<std::int64_t>(),
+  add("profile", po::value<std::int64_t>()->notifier(at_least<std::int64_t>("profile", 1)),
       "print where the time of this many training steps goes; on a GPU also write a trace into the run's folder");
   add("validate-config", "check the configuration, print it with every key, and stop");
   add("help-config", "print every key of a configuration with its meaning");
@@ -50,8 +50,6 @@ po::variables_map parse(int argc, char** argv) {
         given.count("config") ? "--config and --resume exclude each other: a run goes on with its own configuration"
                               : "expected --config FILE (try configs/demo.json), --resume RUN or --help");
   check(!given.count("resume") || !given.count("data"), "--data and --resume exclude each other: a run keeps its text");
-  const std::int64_t profiled = profiled_steps(given);
-  check(profiled > 0, "--profile: expected at least 1 step, got ", profiled);
   const std::string graph = given["cuda-graph"].as<std::string>();
   check(graph == "auto" || graph == "on" || graph == "off", "--cuda-graph: \"", graph,
         "\" is unknown, expected auto, on or off");
