@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <utility>
 
 #include "core/ops/random.h"
 
@@ -32,41 +33,63 @@ void check_options(const SamplingOptions& options) {
         ", expected 0 or at least 2");
 }
 
+/// Places in `logits`, most probable first, the lower one first among equals. They are sorted only as far as asked for.
+class Ranking {
+ public:
+  explicit Ranking(const std::vector<double>& logits) : logits_(logits), order_(logits.size()) {
+    std::iota(order_.begin(), order_.end(), std::size_t{0});
+  }
+
+  std::size_t operator[](std::size_t rank) {
+    if (rank >= sorted_) sort_to(std::min(order_.size(), std::max({rank + 1, kFirst, 4 * sorted_})));
+    return order_[rank];
+  }
+
+ private:
+  static constexpr std::size_t kFirst = 64;
+
+  void sort_to(std::size_t count) {
+    const auto better = [this](std::size_t a, std::size_t b) {
+      return logits_[a] != logits_[b] ? logits_[a] > logits_[b] : a < b;
+    };
+    const auto at = [this](std::size_t place) { return order_.begin() + static_cast<std::ptrdiff_t>(place); };
+    std::nth_element(at(sorted_), at(count - 1), order_.end(), better);
+    std::sort(at(sorted_), at(count), better);
+    sorted_ = count;
+  }
+
+  const std::vector<double>& logits_;
+  std::vector<std::size_t> order_;  // the first sorted_ are the best, in order
+  std::size_t sorted_ = 0;
+};
+
 }  // namespace
 
 std::int64_t sample(const std::vector<double>& logits, const SamplingOptions& options, Generator& generator) {
   check_options(options);
   check(!logits.empty(), "sample: no logits");
   for (const double logit : logits) check(!std::isnan(logit), "sample: a logit is NaN");
-  std::vector<std::size_t> order(logits.size());  // most probable first, the lower index first among equals
-  std::iota(order.begin(), order.end(), std::size_t{0});
-  const auto better = [&](std::size_t a, std::size_t b) {
-    return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
-  };
-  if (options.temperature == 0) return static_cast<std::int64_t>(*std::min_element(order.begin(), order.end(), better));
-  std::sort(order.begin(), order.end(), better);
-  if (options.top_k > 0 && static_cast<std::size_t>(options.top_k) < order.size())
-    order.resize(static_cast<std::size_t>(options.top_k));
+  const auto largest = std::max_element(logits.begin(), logits.end());  // the first of them
+  if (options.temperature == 0) return largest - logits.begin();
+  check(std::isfinite(*largest), "sample: the largest logit is ", *largest, ", expected a finite number");
 
-  std::vector<double> weights;
-  double total = 0;
-  for (const std::size_t i : order) {
-    weights.push_back(std::exp((logits[i] - logits[order[0]]) / options.temperature));
-    total += weights.back();
-  }
+  const auto weight = [&](std::size_t i) { return std::exp((logits[i] - *largest) / options.temperature); };
+  Ranking ranking(logits);
+  std::size_t kept = logits.size();
+  if (options.top_k > 0) kept = std::min(kept, static_cast<std::size_t>(options.top_k));
+  double total = 0;  // of all logits: in no order, as it takes none
+  for (std::size_t rank = 0; rank < kept; ++rank) total += weight(kept < logits.size() ? ranking[rank] : rank);
   if (options.top_p < 1) {
-    double sum = 0;
-    std::size_t kept = 0;
-    while (kept < weights.size() && sum < options.top_p * total) sum += weights[kept++];
-    weights.resize(kept);
-    total = sum;
+    const double wanted = options.top_p * total;
+    const std::size_t most = std::exchange(kept, 0);
+    for (total = 0; kept < most && total < wanted; ++kept) total += weight(ranking[kept]);
   }
   double left = ops::uniform({1}, generator.next(1)).item<double>() * total;
-  for (std::size_t i = 0; i < weights.size(); ++i) {
-    left -= weights[i];
-    if (left < 0) return static_cast<std::int64_t>(order[i]);
+  for (std::size_t rank = 0; rank + 1 < kept; ++rank) {
+    left -= weight(ranking[rank]);
+    if (left < 0) return static_cast<std::int64_t>(ranking[rank]);
   }
-  return static_cast<std::int64_t>(order[weights.size() - 1]);  // rounding used up the sum
+  return static_cast<std::int64_t>(ranking[kept - 1]);  // also where rounding used up the sum
 }
 
 std::vector<std::int64_t> generate(LanguageModel& model, const std::vector<std::int64_t>& prompt,

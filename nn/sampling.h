@@ -13,7 +13,8 @@ struct SamplingOptions {
   std::int64_t context = 0;
 };
 
-/// Draws one token from logits [V]: temperature, then top_k, then top_p.
+/// Draws one token from logits [V]: temperature, then top_k, then top_p. Throws Error where a logit is NaN and, but at
+/// temperature 0, where the largest is infinite.
 std::int64_t sample(const std::vector<double>& logits, const SamplingOptions& options, Generator& generator);
 
 /// Continues `prompt` (at least one token) and returns the new tokens only. Runs in evaluation mode and without

@@ -4,8 +4,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <random>
 #include <set>
 
+#include "core/ops/random.h"
 #include "nn/attention.h"
 #include "nn/feed_forward.h"
 #include "tests/support/close.h"
@@ -48,11 +50,48 @@ TEST(Sample, follows_the_probabilities) {
   EXPECT_NEAR(frequencies(logits, options)[1], 1, 1e-9) << "at least one token is kept";
 }
 
+/// What sample() is to draw, found by sorting all logits.
+std::int64_t sample_of_sorted(const std::vector<double>& logits, const SamplingOptions& options, Generator& generator) {
+  std::vector<std::pair<double, std::int64_t>> order;
+  for (const double logit : logits) order.emplace_back(-logit, std::ssize(order));
+  std::sort(order.begin(), order.end());
+  if (options.top_k > 0) order.resize(std::min(order.size(), static_cast<std::size_t>(options.top_k)));
+  const auto weight = [&](const auto& item) { return std::exp((order[0].first - item.first) / options.temperature); };
+  double total = 0, kept = 0;
+  for (const auto& item : order) total += weight(item);
+  const double wanted = options.top_p * total;
+  std::size_t count = 0;
+  while (count < order.size() && (options.top_p == 1 || kept < wanted)) kept += weight(order[count++]);
+  double left = ops::uniform({1}, generator.next(1)).item<double>() * kept;
+  std::size_t at = 0;
+  while (at + 1 < count && (left -= weight(order[at])) >= 0) ++at;
+  return order[at].second;
+}
+
+TEST(Sample, draws_as_if_all_logits_were_sorted) {
+  std::mt19937 random(1);
+  Generator a(1), b(1);
+  for (const std::size_t size : {1, 2, 63, 64, 65, 257, 3000})
+    for (const std::int64_t top_k : {0, 1, 5, 64, 100, 3000})
+      for (const double top_p : {1e-9, 0.5, 0.999, 1.0})
+        for (const double temperature : {0.1, 1.0, 50.0}) {
+          std::vector<double> logits(size);
+          for (double& logit : logits) logit = static_cast<double>(random() % 40) / 4;  // many ties
+          logits[random() % size] = -INFINITY;
+          if (size == 1) logits[0] = 0;
+          const SamplingOptions options{.temperature = temperature, .top_k = top_k, .top_p = top_p};
+          for (int draw = 0; draw < 5; ++draw)
+            ASSERT_EQ(sample(logits, options, a), sample_of_sorted(logits, options, b))
+                << size << " logits, top_k " << top_k << ", top_p " << top_p << ", temperature " << temperature;
+        }
+}
+
 TEST(Sample, temperature_zero_takes_the_first_of_the_best) {
   SamplingOptions options;
   options.temperature = 0;
   Generator generator(1);
   EXPECT_EQ(sample({1, 3, 2, 3}, options, generator), 1);
+  EXPECT_EQ(sample({1, INFINITY, 2}, options, generator), 1);
 }
 
 TEST(Sample, says_what_is_wrong) {
@@ -60,6 +99,8 @@ TEST(Sample, says_what_is_wrong) {
   SamplingOptions options;
   EXPECT_ERROR(sample({}, options, generator), "sample: no logits");
   EXPECT_ERROR(sample({1, NAN}, options, generator), "sample: a logit is NaN");
+  EXPECT_ERROR(sample({1, INFINITY}, options, generator), "sample: the largest logit is inf, expected a finite number");
+  EXPECT_ERROR(sample({-INFINITY}, options, generator), "sample: the largest logit is -inf, expected a finite number");
   options.temperature = -1;
   EXPECT_ERROR(sample({1}, options, generator), "sampling: temperature -1, expected 0 or more");
   options = {};
