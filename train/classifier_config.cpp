@@ -91,6 +91,7 @@ void validate_data(const ClassifierConfig& config) {
     check_file("labels", data.labels);
     check_file("validation_images", data.validation_images);
     check_file("validation_labels", data.validation_labels);
+    if (config.model.image_size > 0) validate_shift(data, config.model.image_size);
   }
 }
 
@@ -130,6 +131,11 @@ void validate(const ClassifierModelConfig& model) {
         " leaves no neurons, expected more, or a width");
   check(model.kind == ClassifierKind::text_classifier || model.norm_placement == nn::NormPlacement::pre,
         "config: model.norm_placement: \"post\" is not possible with kind \"image_classifier\", expected \"pre\"");
+}
+
+void validate_shift(const ClassifierDataConfig& data, std::int64_t image_size) {
+  check(data.most_shift < image_size, "config: data.most_shift: ", data.most_shift, " moves images of ", image_size,
+        " x ", image_size, " out of sight, expected at most ", image_size - 1);
 }
 
 void validate(const ClassifierConfig& config) {

@@ -79,6 +79,9 @@ Schema describe(ClassifierConfig& config);
 void validate(const ClassifierConfig& config);
 /// As validate, of the section "model" alone.
 void validate(const ClassifierModelConfig& model);
+/// Throws Error where data.most_shift may leave nothing of images of that height and width; validate() knows them only
+/// where model.image_size says so.
+void validate_shift(const ClassifierDataConfig& data, std::int64_t image_size);
 
 /// Whether `config`, of a run of any kind, is a classifier's.
 bool is_classifier_config(const boost::json::object& config);

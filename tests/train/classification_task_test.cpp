@@ -168,6 +168,11 @@ TEST(ClassificationTask, DataThatDoNotFitAreNamed) {
   bad.model.patch_size = 3;
   EXPECT_EQ(message(bad),
             "config: model.patch_size: 3 does not divide the images' height and width 8, expected a divisor of it");
+  bad = images;
+  bad.data.most_shift = 8;
+  EXPECT_EQ(message(bad), "config: data.most_shift: 8 moves images of 8 x 8 out of sight, expected at most 7");
+  bad.data.most_shift = 7;
+  EXPECT_NO_THROW(new_classification_task(bad, folder / "run", [](const std::string&) {}));
   write_bytes(folder / "train.tsv", "good\tx\ngood\ty\n");
   EXPECT_EQ(message(texts), "classifier: all training texts are labelled \"good\", expected at least two classes");
 }

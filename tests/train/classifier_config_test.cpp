@@ -64,6 +64,12 @@ TEST(ClassifierConfig, ErrorsNameTheKey) {
             "config: data.validation_labels: is empty, expected an IDX file");
   EXPECT_EQ(message(images, [](ClassifierConfig& c) { c.model.norm_placement = nn::NormPlacement::post; }),
             "config: model.norm_placement: \"post\" is not possible with kind \"image_classifier\", expected \"pre\"");
+  EXPECT_EQ(message(images,
+                    [](ClassifierConfig& c) {
+                      c.model.image_size = 8;
+                      c.data.most_shift = 8;
+                    }),
+            "config: data.most_shift: 8 moves images of 8 x 8 out of sight, expected at most 7");
   EXPECT_EQ(message(images, [](ClassifierConfig& c) { c.data.classes = {"a"}; }),
             "config: data.classes: \"a\" alone is nothing to tell apart, expected at least two classes, or none");
   EXPECT_EQ(message(texts,

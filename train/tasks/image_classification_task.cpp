@@ -60,6 +60,7 @@ ImageClassificationTask::Images ImageClassificationTask::open(const ClassifierCo
   check(validation.height() == training.height() && validation.width() == training.width(),
         "classifier: ", data.validation_images, ": images of ", validation.height(), " x ", validation.width(),
         " pixels, expected those of the training images, ", training.height(), " x ", training.width());
+  validate_shift(data, training.height());
   const std::int64_t classes = class_count(config, training);
   check(classes > 1, "classifier: ", data.labels, ": all labels are 0, expected at least two classes");
   check_labels(training, data.labels, config, classes - 1);
