@@ -130,6 +130,7 @@ void validate_optimizer(const std::string& path, const OptimizerConfig& optimize
                         std::int64_t steps) {
   const std::string key = "config: " + path + '.';
   check(optimizer.learning_rate > 0.0, key, "learning_rate: 0 trains nothing, expected more than 0");
+  check(optimizer.epsilon > 0.0, key, "epsilon: 0 makes 0 / 0 of a gradient that is 0, expected more than 0");
   check(optimizer.kind == OptimizerKind::sgd || optimizer.momentum == 0.0, key, "momentum: ", optimizer.momentum,
         " is not possible with optimizer \"adamw\", expected 0 (adamw has beta1)");
   check(optimizer.schedule.warmup_steps <= steps, key, "schedule.warmup_steps: ", optimizer.schedule.warmup_steps,

@@ -138,6 +138,8 @@ TEST(ConfigErrors, OutOfRange) {
        "config: optimizer.weight_decay: -0.01 is out of range, expected 0 to 1000"},
       {R"({"optimizer": {"learning_rate": 0}})",
        "config: optimizer.learning_rate: 0 trains nothing, expected more than 0"},
+      {R"({"optimizer": {"epsilon": 0}})",
+       "config: optimizer.epsilon: 0 makes 0 / 0 of a gradient that is 0, expected more than 0"},
       {R"({"training": {"keep_checkpoints": 0}})",
        "config: training.keep_checkpoints: 0 is out of range, expected 1 to 10000"},
       {R"({"training": {"device": "gpu"}})",
