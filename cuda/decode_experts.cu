@@ -76,6 +76,13 @@ struct ByMask {
   }
 };
 
+/// Whether score a of expert i comes before score b of expert j: the larger first, NaN last, the lower expert first
+/// among equals.
+template <class A>
+__device__ inline bool comes_before(A a, int i, A b, int j) {
+  return a > b || ((a == b || (a != a && b != b)) && i < j) || (a == a && b != b);
+}
+
 /// Choice by scores: activation(hidden weight^T + bias) under a rule of ops::Gate.
 template <class D>
 struct ByScores {
@@ -135,7 +142,7 @@ struct ByScores {
       A before = 0;  // the share of better experts, or their number
       bool first = true;
       for (int other = 0; other < experts; ++other) {
-        if (!(scores[other] > own || (scores[other] == own && other < expert))) continue;
+        if (!comes_before(scores[other], other, own, expert)) continue;
         before += mode == GateMode::dynk ? scores[other] / total : A(1);
         first = false;
       }

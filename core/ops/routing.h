@@ -26,8 +26,9 @@ struct RoutingPlan {
   std::int64_t max_pairs() const { return tokens * slots * choices; }
 };
 
-/// The k best experts of each row: scores [..., E] -> i32 [..., k], best first, the lower index first among equals.
-/// `excluded` (bool, scores' shape, or undefined) marks experts that are chosen only when nothing else is left.
+/// The k best experts of each row: scores [..., E] -> i32 [..., k], best first, the lower index first among equals. NaN
+/// is worse than any number, so that the k of a row are distinct experts whatever its scores are. `excluded` (bool,
+/// scores' shape, or undefined) marks experts that are chosen only when nothing else is left, NaN or not.
 Tensor top_k(const Tensor& scores, std::int64_t k, const Tensor& excluded = {});
 
 /// The experts that together have a share of each row's total score: scores [..., E] -> bool [..., E]. In the order of

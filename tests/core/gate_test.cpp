@@ -31,6 +31,13 @@ TEST(Gate, ModesOnAHandMadeToken) {
   EXPECT_EQ(mask_of(scores, {GateMode::dynk_max, 1, 1}), (std::vector<int>{1, 1, 1, 1}));
 }
 
+TEST(Gate, TopkTakesNaNLast) {
+  EXPECT_EQ(mask_of({NAN, 1, 2, NAN}, {GateMode::topk, 1}), (std::vector<int>{0, 0, 1, 0}));
+  EXPECT_EQ(mask_of({NAN, -1, 2, NAN}, {GateMode::topk, 2}), (std::vector<int>{0, 1, 1, 0}));
+  EXPECT_EQ(mask_of({NAN, 1, 2, NAN}, {GateMode::topk, 3}), (std::vector<int>{1, 1, 1, 0}));
+  EXPECT_EQ(mask_of({NAN, NAN, NAN}, {GateMode::topk, 2}), (std::vector<int>{1, 1, 0}));
+}
+
 TEST(Gate, TokensWithoutAnyScoreRunEverything) {
   EXPECT_EQ(mask_of({0, 0, 0}, {GateMode::dynk, 1, 0.3}), (std::vector<int>{1, 1, 1}));
   EXPECT_EQ(mask_of({0, 0, 0}, {GateMode::dynk_max, 1, 0.3}), (std::vector<int>{1, 1, 1}));

@@ -92,6 +92,16 @@ TEST(RoutedFeedForward, WeightsOfExpertsNotChosenAreNotUsed) {
   for (const double value : y.to_vector<double>()) EXPECT_FALSE(std::isnan(value));
 }
 
+TEST(RoutedFeedForward, TopkRunsAsManyExpertsWhereScoresAreNaN) {
+  const Tensor x = random_tensor({2, kWidth}, 9);
+  for (const std::int64_t k : {3, 5, 6}) {  // of five numbers and two NaN
+    ops::ExpertRouter router = router_with({GateMode::topk, k}, false, 2);
+    for (const std::int64_t expert : {1, 4}) router.weight.select(0, expert).fill(NAN);
+    const Tensor y = ops::routed_feed_forward(x, router, layer_with(true), Activation::relu);
+    EXPECT_CLOSE(y, naive(x, router, layer_with(true), {}, false), 1e-12) << k;
+  }
+}
+
 TEST(RoutedFeedForward, RefusesWhatDoesNotFit) {
   const Tensor x = random_tensor({2, kWidth}, 9);
   const ops::ExpertLayer layer = layer_with(false);

@@ -39,13 +39,15 @@ std::vector<std::int32_t> naive_top_k(const std::vector<double>& scores, const s
 TEST(TopK, EqualsAStableSort) {
   std::mt19937 random(1);
   for (const DType dtype : {DType::f32, DType::f64, DType::bf16}) {
-    for (const std::int64_t experts : {1, 2, 5, 16, 33}) {
+    for (const std::int64_t experts : {1, 2, 5, 16, 33, 300}) {
       for (const std::int64_t k : {std::int64_t{1}, (experts + 1) / 2, experts}) {
         const std::int64_t rows = 40;
         std::vector<double> scores(static_cast<std::size_t>(rows * experts));
         for (double& score : scores) score = static_cast<int>(random() % 5) - 2;  // many ties
         scores[0] = -std::numeric_limits<double>::infinity();
-        if (experts > 2) scores[2] = std::numeric_limits<double>::quiet_NaN();
+        for (double& score : scores)
+          if (random() % 8 == 0) score = std::numeric_limits<double>::quiet_NaN();
+        if (experts > 2) scores[2] = -std::numeric_limits<double>::quiet_NaN();
         std::vector<int> excluded(scores.size());
         for (int& bit : excluded) bit = random() % 3 == 0;
         const Tensor mask = Tensor::from(excluded, {4, 10, experts}).to(DType::boolean);
