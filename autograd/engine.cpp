@@ -7,7 +7,6 @@
 #include "autograd/node.h"
 #include "core/ops/elementwise.h"
 #include "core/ops/reduce.h"
-#include "core/profiler.h"
 
 namespace switchyard {
 
@@ -157,7 +156,7 @@ Variables record_node(const char* name, std::vector<Tensor> outputs, const Varia
   }
   auto node = std::make_shared<Node>();
   node->name = name;
-  if (anomaly_enabled() || profiler_enabled()) node->scope = NameScope::current();
+  node->scope = NameScope::current();
   node->sequence = next_sequence.fetch_add(1);
   node->backward = std::move(backward);
   for (const Variable& input : inputs) {

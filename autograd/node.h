@@ -39,7 +39,7 @@ class Node {
   };
 
   const char* name = "";
-  std::string scope;           ///< module path at the time of the call; known in anomaly mode and while profiling
+  std::string scope;           ///< part of the model that called it, in whose name the backward pass runs too
   std::uint64_t sequence = 0;  ///< grows with every node: a node comes after all that feed it
   std::vector<Edge> inputs;
   std::vector<OutputSpec> outputs;

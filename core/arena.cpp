@@ -227,7 +227,7 @@ std::string Arena::out_of_memory(std::size_t bytes) {
 std::string Arena::table_of_holdings() const {
   std::map<std::string, Holding> merged;
   for (const auto& [scope, held] : holdings_) {
-    Holding& row = merged[scope.empty() ? "outside of them: weights, gradients, optimizer" : without_numbers(scope)];
+    Holding& row = merged[scope.empty() ? "outside of them: weights, optimizer" : without_numbers(scope)];
     row.blocks += held.blocks;
     row.bytes += held.bytes;
   }

@@ -238,7 +238,32 @@ TEST(Anomaly, names_the_op_and_the_scope_of_the_forward_pass) {
   EXPECT_EQ(NameScope::current(), "layers.3") << "scopes close when an error passes through them";
 }
 
-TEST(NameScope, is_back_in_the_backward_pass_while_profiling) {
+/// The name of the part of the model that runs: what memory is booked to (Arena), in its backward pass.
+struct BackwardScope : CustomOp {
+  explicit BackwardScope(std::string& scope) : heard(scope) {}
+  std::vector<Tensor> forward(const std::vector<Tensor>& in) override { return {in[0].clone()}; }
+  Gradients backward(const Gradients& dy) override {
+    heard = NameScope::current();
+    return {dy[0]};
+  }
+  std::string& heard;
+};
+
+TEST(NameScope, is_back_in_the_backward_pass) {
+  const Variable x(Tensor::ones({2}), true);
+  std::string outer, inner;
+  Variable y = apply_op(std::make_shared<BackwardScope>(outer), {x})[0];
+  {
+    NameScope layer("layers.3");
+    NameScope part("attention");
+    y = apply_op(std::make_shared<BackwardScope>(inner), {y})[0];
+  }
+  sum(y).backward();
+  EXPECT_EQ(inner, "layers.3.attention");
+  EXPECT_EQ(outer, "");
+}
+
+TEST(NameScope, is_heard_by_the_profiler_in_the_backward_pass) {
   struct Listener : ScopeListener {
     void opened(const char*, double, double) override { modules.push_back(NameScope::current()); }
     void closed() override {}

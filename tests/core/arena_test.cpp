@@ -168,7 +168,7 @@ TEST_F(ArenaTest, RunningOutTellsWhoHoldsTheMemory) {
             "memory:\n"
             "  part of the model                                 tensors         MiB\n"
             "  layers.*.attention                                      3       120.0\n"
-            "  outside of them: weights, gradients, optimizer          1        20.0\n"
+            "  outside of them: weights, optimizer                     1        20.0\n"
             "  given out to nobody, in too small pieces                         28.0\n"
             "A smaller training.batch (with more training.gradient_accumulation), training.recompute or training.dtype "
             "bf16 would help.");
