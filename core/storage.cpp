@@ -6,8 +6,11 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
+#include <cstdio>
+#include <fstream>
+#include <limits>
 #include <new>
+#include <string>
 
 #include "core/kernels/device.h"
 
@@ -39,6 +42,28 @@ constexpr std::size_t kAlignment = 64;  // a cache line and an AVX-512 register
 }();
 #endif
 
+/// Bytes that the system could still give to programs, swap included; no limit where it does not tell.
+std::size_t available_bytes() {
+  constexpr std::size_t kKibibyte = 1024;
+  std::ifstream file("/proc/meminfo");
+  std::size_t total = 0, value = 0;
+  bool known = false;
+  for (std::string line; std::getline(file, line);) {
+    const bool available = std::sscanf(line.c_str(), "MemAvailable: %zu kB", &value) == 1;
+    if (!available && std::sscanf(line.c_str(), "SwapFree: %zu kB", &value) != 1) continue;
+    total += value * kKibibyte;
+    known = known || available;
+  }
+  return known ? total : std::numeric_limits<std::size_t>::max();
+}
+
+/// Linux promises more memory than there is, and ends the program when it is used; nullptr comes too late. Asking first
+/// costs next to nothing beside the clearing of so large a block.
+bool exceeds_memory(std::size_t bytes) {
+  constexpr std::size_t kWorthAsking = std::size_t{256} << 20;
+  return bytes >= kWorthAsking && bytes > available_bytes();
+}
+
 }  // namespace
 
 MemoryStatistics memory_statistics(Device device) {
@@ -61,7 +86,8 @@ std::shared_ptr<Storage> Storage::allocate(std::size_t bytes, Device device) {
     if (device.is_cuda()) {
       data = static_cast<std::byte*>(cuda::allocate(bytes, device));
     } else {
-      data = static_cast<std::byte*>(::operator new (bytes, std::align_val_t{kAlignment}, std::nothrow));
+      if (!exceeds_memory(bytes))
+        data = static_cast<std::byte*>(::operator new (bytes, std::align_val_t{kAlignment}, std::nothrow));
       check(data != nullptr, "allocate: out of memory on cpu: ", bytes, " bytes wanted, ", cpu_counters.current.load(),
             " bytes already in use");
       cpu_counters.add(bytes);

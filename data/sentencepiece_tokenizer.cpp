@@ -24,9 +24,8 @@ class SentencePieceTokenizer : public Tokenizer {
   explicit SentencePieceTokenizer(const std::filesystem::path& path) {
     const auto file = MappedFile::open(path);
     const std::string_view bytes(reinterpret_cast<const char*>(file->data()), file->size());
-    const auto status = bytes.empty() ? sentencepiece::util::Status(sentencepiece::util::StatusCode::kInternal, "empty")
-                                      : processor_.LoadFromSerializedProto(bytes);
-    check(status.ok(), "sentencepiece: ", path.string(), " is not a SentencePiece model: ", status.message());
+    check(!bytes.empty() && processor_.LoadFromSerializedProto(bytes).ok(), "sentencepiece: ", path.string(),
+          " is not a SentencePiece model");
     check(processor_.eos_id() >= 0, "sentencepiece: ", path.string(),
           " has no end-of-sentence piece, which is needed as document separator (train it with --eos_id)");
     fingerprint_ = checksum(bytes);

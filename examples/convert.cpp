@@ -45,7 +45,7 @@ po::variables_map parse(int argc, char** argv) {
 train::ConversionConfig read_config(const po::variables_map& given) {
   const Strings overrides = given.count("set") ? given["set"].as<Strings>() : Strings();
   train::ConversionConfig config =
-      train::load_config<train::ConversionConfig>(given["config"].as<std::string>(), overrides);
+      train::load_config<train::ConversionConfig>(config_file(given, "convert"), overrides);
   if (given.count("model")) config.model = given["model"].as<std::string>();
   return config;
 }

@@ -63,8 +63,10 @@ void train_and_write(const std::vector<std::filesystem::path>& paths, std::int64
 
 int main(int argc, char** argv) {
   try {
-    const char* steps = std::getenv("STEPS");
-    train_and_write({argv + 1, argv + argc}, steps ? std::max(1, std::atoi(steps)) : 300);
+    const char* wanted = std::getenv("STEPS");
+    const int steps = wanted ? std::atoi(wanted) : 300;
+    check(steps > 0, "STEPS: expected a whole number, at least 1, got ", wanted);
+    train_and_write({argv + 1, argv + argc}, steps);
   } catch (const std::exception& error) {
     std::cerr << "from_scratch: " << error.what() << std::endl;
     return 1;

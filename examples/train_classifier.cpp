@@ -43,10 +43,7 @@ po::variables_map parse(int argc, char** argv) {
 train::ClassifierConfig read_config(const po::variables_map& given) {
   Strings overrides = given.count("set") ? given["set"].as<Strings>() : Strings();
   if (given.count("device")) overrides.push_back("training.device=\"" + given["device"].as<std::string>() + '"');
-  const std::filesystem::path path = given.count("resume")
-                                         ? train::RunFolder::config_path(given["resume"].as<std::string>())
-                                         : std::filesystem::path(given["config"].as<std::string>());
-  return train::load_config<train::ClassifierConfig>(path, overrides);
+  return train::load_config<train::ClassifierConfig>(config_file(given, "train_classifier"), overrides);
 }
 
 void say(const std::string& line) { std::cout << line << std::endl; }

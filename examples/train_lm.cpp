@@ -64,8 +64,7 @@ Strings overrides(const po::variables_map& given) {
 }
 
 train::Config read_config(const po::variables_map& given) {
-  if (given.count("resume")) return train::RunFolder::read_config(given["resume"].as<std::string>(), overrides(given));
-  train::Config config = train::load_config<train::Config>(given["config"].as<std::string>(), overrides(given));
+  train::Config config = train::load_config<train::Config>(config_file(given, "train_lm"), overrides(given));
   if (given.count("data")) config.data.files = given["data"].as<Strings>();
   train::validate(config);
   return config;

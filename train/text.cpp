@@ -44,6 +44,11 @@ fs::path tokenizer_path(TokenizerKind kind, const fs::path& folder) {
   return folder / (kind == TokenizerKind::transformers ? "tokenizer.json" : "tokenizer.model");
 }
 
+/// The tokenizer that the file at `path` describes, of a kind that has one.
+std::shared_ptr<const data::Tokenizer> load_tokenizer_file(TokenizerKind kind, const fs::path& path) {
+  return kind == TokenizerKind::transformers ? load_hub_tokenizer(path) : data::load_sentencepiece(path);
+}
+
 /// Bytes of text that all documents of `tokens` stand for.
 double bytes_of(const data::TokenFile& tokens, const data::Tokenizer& tokenizer) {
   double bytes = 0;
@@ -69,6 +74,7 @@ void make_text_folder(const fs::path& folder) {
 void keep_tokenizer(const TokenizerConfig& config, const fs::path& folder) {
   const fs::path path = tokenizer_path(config.kind, folder);
   if (config.model.empty() || fs::exists(path)) return;
+  load_tokenizer_file(config.kind, config.model);  // so that an error names the user's file, not the copy
   const auto model = MappedFile::open(config.model);
   write_file(path, std::string_view(reinterpret_cast<const char*>(model->data()), model->size()));
 }
@@ -85,8 +91,7 @@ void make_tokenizer(const TokenizerConfig& config, const data::Corpus& training,
 std::shared_ptr<const data::Tokenizer> load_tokenizer(const TokenizerConfig& config, const fs::path& folder) {
   check_has_tokenizer(config, folder);
   if (config.kind == TokenizerKind::bytes) return data::make_tokenizer("bytes");
-  const fs::path path = tokenizer_path(config.kind, folder);
-  return config.kind == TokenizerKind::transformers ? load_hub_tokenizer(path) : data::load_sentencepiece(path);
+  return load_tokenizer_file(config.kind, tokenizer_path(config.kind, folder));
 }
 
 TokenizedText prepare_text(const Config& config, const fs::path& folder,

@@ -177,6 +177,7 @@ TEST_F(Programs, WrongCommandLinesEndInOneLine) {
   const std::string file = config_file(config), missing = (folder_ / "missing").string();
   write_bytes(folder_ / "bad.json", "{\"model\": {\"layers\": \"four\"}}");
   const std::string bad = (folder_ / "bad.json").string();
+  const std::string classifier = SWITCHYARD_SOURCE_DIR "/configs/mnist10k-vit.json";
   write_bytes(folder_ / "binary", std::string("a\0b", 3));
   struct Row {
     std::string program;
@@ -187,13 +188,16 @@ TEST_F(Programs, WrongCommandLinesEndInOneLine) {
       {"train_lm", {}, "expected --config FILE (try configs/demo.json), --resume RUN or --help"},
       {"train_lm", {"--confg", file}, "unrecognised option '--confg'"},
       {"train_lm", {"--conf", file}, "unrecognised option '--conf'"},
-      {"train_lm", {file}, "too many positional options have been specified on the command line"},
+      {"train_lm", {file}, '"' + file + "\" belongs to no option; --help lists them"},
       {"train_lm", {"--config"}, "the required argument for option '--config' is missing"},
       {"train_lm", {"--config", file, "--config", file}, "option '--config' cannot be specified more than once"},
       {"train_lm", {"--config", missing}, "config: " + missing + ": cannot be opened: No such file or directory"},
       {"train_lm",
        {"--config", folder_.path().string()},
        "config: " + folder_.path().string() + ": is a folder, expected a JSON file"},
+      {"train_lm", {"--config", classifier}, classifier + ": is for train_classifier, not for train_lm"},
+      {"train_classifier", {"--config", file}, file + ": is for train_lm, not for train_classifier"},
+      {"convert", {"--config", file, "--validate-config"}, file + ": is for train_lm, not for convert"},
       {"train_lm", {"--config", bad}, "config: model.layers: \"four\" is a string, expected an integer from 1 to 1024"},
       {"train_lm",
        {"--config", file, "--set", "model.layers"},
@@ -236,6 +240,9 @@ TEST_F(Programs, WrongCommandLinesEndInOneLine) {
        "config: model.widht: unknown key (with value 3), did you mean model.width? Expected kind, vocabulary_size, "
        "width, layers, context, memory, dropout, norm, norm_epsilon, position, rope_fraction, rope_base, "
        "embedding_scale, tie_embeddings, head_bias, init, init_scale, embedding_init_std, attention or feedforward"},
+      {"train_lm",
+       {"--config", file, "--set", "data.tokenizer.kind=transformers", "--set", "data.tokenizer.model=" + bad},
+       "tokenizer: " + bad + R"(: model.type: "" has no counterpart here, expected "WordPiece" or "BPE")"},
       {"generate", {}, "expected --run FOLDER, such as one that train_lm made"},
       {"generate", {"--run", missing}, "run folder: " + missing + ": is no folder"},
       {"generate", {"--run", missing, "--tokens", "x"}, "the argument ('x') for option '--tokens' is invalid"},

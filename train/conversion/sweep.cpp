@@ -144,7 +144,7 @@ std::string line_of(const std::string& setting, const Measurement& measurement) 
   std::snprintf(text, sizeof text, "%-28s loss %.4f", setting.c_str(), measurement.score.loss);
   std::string line = text;
   if (measurement.score.accuracy) {
-    std::snprintf(text, sizeof text, "  accuracy %.4f", *measurement.score.accuracy);
+    std::snprintf(text, sizeof text, "  accuracy %.2f%%", 100 * *measurement.score.accuracy);
     line += text;
   }
   std::snprintf(text, sizeof text, "  %5.1f%% of the dense multiply-adds", 100 * measurement.share_of_dense());
