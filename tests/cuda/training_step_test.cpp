@@ -105,11 +105,15 @@ INSTANTIATE_TEST_SUITE_P(Cases, CudaStep,
                                                     }}),
                          [](const auto& given) { return std::string(given.param.name); });
 
-TEST(CudaStep, NeitherWaitsForTheDeviceNorAsksForMemory) {
+class CudaStepCalls : public ::testing::TestWithParam<StepCase> {};
+
+TEST_P(CudaStepCalls, NeitherWaitForTheDeviceNorAskForMemory) {
   SKIP_WITHOUT_GPU();
   if (!CallWatch::kAvailable) GTEST_SKIP() << "a build without CUPTI";
   const TemporaryFolder folder;
-  const Config config = gpu_config(folder.path());
+  Config config = gpu_config(folder.path());
+  GetParam().change(config);
+  validate(config);
   const TokenizedText text = prepare_text(config, folder / "tokens", [](const std::string&) {});
   for (const bool graph : {false, true}) {
     SCOPED_TRACE(graph ? "replayed" : "ordinary");
@@ -129,6 +133,25 @@ TEST(CudaStep, NeitherWaitsForTheDeviceNorAsksForMemory) {
     EXPECT_NE(watch.waiting(), "") << "reading the records must wait, or the watch sees nothing";
   }
 }
+
+void bf16_in_parts(Config& config) {
+  config.training.dtype = TrainingType::bf16;
+  config.training.gradient_accumulation = 2;
+}
+
+INSTANTIATE_TEST_SUITE_P(Cases, CudaStepCalls,
+                         ::testing::Values(StepCase{"plain", [](Config&) {}}, StepCase{"bf16_in_parts", bf16_in_parts},
+                                           StepCase{"bf16_in_parts_with_relative_positions",
+                                                    [](Config& c) {
+                                                      bf16_in_parts(c);
+                                                      c.model.position = moe::PositionKind::xl;
+                                                    }},
+                                           StepCase{"bf16_in_parts_with_memory",
+                                                    [](Config& c) {
+                                                      bf16_in_parts(c);
+                                                      contiguous_with_memory(c);
+                                                    }}),
+                         [](const auto& given) { return std::string(given.param.name); });
 
 TEST(CudaStep, RestoringPutsAReplayedRunBack) {
   SKIP_WITHOUT_GPU();
