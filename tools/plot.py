@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draws what training runs and conversions leave behind, as PNG. Needs matplotlib and numpy.
+"""Draws what training runs and conversions leave behind, as PNG. Needs matplotlib 3.7 or newer.
 
   tools/plot.py losses RUN [RUN ...]        training and validation loss of run folders, side by side
   tools/plot.py sweep SWEEP [SWEEP ...]     loss or accuracy against multiply-adds, and against time
@@ -21,7 +21,9 @@ from measurements import LAYERS, MEASURED_LAYERS, NUMBER, check_shape, fail, nam
 try:
     import matplotlib
 except ModuleNotFoundError:
-    fail("matplotlib is not installed, expected it from: pip install matplotlib")
+    fail("matplotlib is not installed, expected version 3.7 or newer: pip install matplotlib")
+if tuple(map(int, matplotlib.__version__.split(".")[:2])) < (3, 7):
+    fail(f"matplotlib {matplotlib.__version__} is too old, expected 3.7 or newer: pip install matplotlib")
 
 matplotlib.use("Agg")  # no screen needed
 import matplotlib.pyplot as plt
