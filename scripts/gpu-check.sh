@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds the CUDA configuration on a machine with a GPU, runs every test on the GPU and then the GPU benchmarks, writes
-# logs and the benchmarks' JSON to a folder and prints a short table last. Needs no compiled Boost libraries.
+# logs and the benchmarks' JSON to a folder and prints a short table last. Needs no compiled Boost libraries; where it
+# finds Boost.Program_options, the tests run the example programs too, else these are counted as skipped.
 #
 #   scripts/gpu-check.sh OUTPUT_FOLDER [--no-bench] [gtest filter]
 #   scripts/gpu-check.sh OUTPUT_FOLDER --sanitize memcheck|racecheck|initcheck [gtest filter]
@@ -39,7 +40,7 @@ architecture=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -
 if [ "$architecture" = 90 ]; then architecture=90a; fi
 racecheck=OFF
 if [ "$tool" = racecheck ]; then racecheck=ON; fi
-if ! cmake --preset cuda -DSWITCHYARD_EXAMPLES=OFF -DSWITCHYARD_CUDA_ARCHITECTURES="$architecture" \
+if ! cmake --preset cuda -DSWITCHYARD_EXAMPLES=ON -DSWITCHYARD_CUDA_ARCHITECTURES="$architecture" \
   -DSWITCHYARD_RACECHECK=$racecheck >"$output/configure.log" 2>&1; then
   tail -20 "$output/configure.log"
   exit 1
