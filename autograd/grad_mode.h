@@ -43,6 +43,7 @@ class AnomalyGuard {
  private:
   bool previous_;
 };
+/// True while an AnomalyGuard is alive on this thread.
 bool anomaly_enabled();
 
 }  // namespace switchyard

@@ -7,6 +7,7 @@
 
 namespace switchyard {
 
+/// What gradcheck found.
 struct GradcheckResult {
   bool ok = true;
   double worst = 0;     ///< largest error found

@@ -32,6 +32,7 @@ struct Edge {
 /// function saved is freed as soon as the forward pass is done with it.
 class Node {
  public:
+  /// What a gradient of an output looks like, for outputs that get none.
   struct OutputSpec {
     Shape shape;
     DType dtype;
@@ -47,6 +48,7 @@ class Node {
   std::function<Gradients(const Gradients&, const Gradients&)> backward;
 };
 
+/// What all handles of one Variable share.
 struct VariableState {
   Tensor data;
   Tensor grad;
@@ -79,6 +81,7 @@ class CustomOp {
   virtual ~CustomOp() = default;
   /// Name in error messages; a literal.
   virtual const char* name() const { return "custom op"; }
+  /// The outputs. What the backward pass needs is to be kept in members.
   virtual std::vector<Tensor> forward(const std::vector<Tensor>& inputs) = 0;
   /// One gradient per input; undefined for none.
   virtual Gradients backward(const Gradients& output_gradients) = 0;

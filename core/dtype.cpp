@@ -26,12 +26,6 @@ std::string_view name_of(DType dtype) {
   fail("name_of: unknown dtype");
 }
 
-DType dtype_from_name(std::string_view name) {
-  for (const DType dtype : {DType::f32, DType::f64, DType::bf16, DType::i32, DType::i64, DType::boolean})
-    if (name_of(dtype) == name) return dtype;
-  fail("dtype: unknown name '", name, "', expected f32, f64, bf16, i32, i64 or bool");
-}
-
 bool is_floating(DType dtype) { return dtype == DType::f32 || dtype == DType::f64 || dtype == DType::bf16; }
 
 std::ostream& operator<<(std::ostream& out, DType dtype) { return out << name_of(dtype); }

@@ -32,12 +32,11 @@ struct bfloat16 {
 std::size_t size_of(DType dtype);
 /// "f32", "f64", "bf16", "i32", "i64" or "bool".
 std::string_view name_of(DType dtype);
-/// The inverse of name_of; throws Error on any other text.
-DType dtype_from_name(std::string_view name);
 /// True for f32, f64 and bf16.
 bool is_floating(DType dtype);
 std::ostream& operator<<(std::ostream& out, DType dtype);
 
+/// The dtype of a C++ type.
 template <class T>
 constexpr DType dtype_of() {
   if constexpr (std::is_same_v<T, float>) return DType::f32;
@@ -55,6 +54,7 @@ constexpr DType dtype_of() {
 template <class T>
 using accumulate_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
+/// Hands a type to a function as an argument.
 template <class T>
 struct TypeTag {
   using type = T;

@@ -20,6 +20,7 @@ struct ProfileEntry {
 
 /// Turns collecting on or off for the whole process. It is off at the start and then costs one load per scope.
 void enable_profiler(bool on);
+/// Forgets everything collected so far.
 void reset_profile();
 /// Everything collected so far, the largest exclusive time first.
 std::vector<ProfileEntry> profile();

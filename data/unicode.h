@@ -7,6 +7,7 @@
 /// was built without it, all but has_unicode() throw Error saying how to build with it.
 namespace switchyard::data {
 
+/// Whether this program was built with utf8proc.
 bool has_unicode();
 /// For what is of no use without.
 void require_unicode();

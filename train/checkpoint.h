@@ -76,6 +76,7 @@ const boost::json::object& state_section(const OpenCheckpoint& checkpoint, const
 void check_continues(const OpenCheckpoint& checkpoint, const boost::json::object& saved,
                      const boost::json::object& present);
 
+/// For the section `generator` of a checkpoint's state.
 boost::json::object to_json(const GeneratorState& state);
 /// From the section `generator` of a checkpoint's state; throws Error naming the number that is missing.
 GeneratorState saved_generator(const OpenCheckpoint& checkpoint);

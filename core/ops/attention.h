@@ -28,6 +28,7 @@ struct AttentionResult {
 /// stride 1 on its last axis. The T x S matrix is never stored whole. A query with no visible key gives 0.
 AttentionResult attention(const Tensor& query, const Tensor& key, const Tensor& value, const AttentionOptions& options);
 
+/// Of query, key, value and options.position_key; the last undefined where that is.
 struct AttentionGradients {
   Tensor dquery, dkey, dvalue, dposition_key;
 };
@@ -37,6 +38,7 @@ AttentionGradients attention_backward(const Tensor& dout, const Tensor& query, c
 /// The attention matrix itself, [B, H, T, S], for inspection.
 Tensor attention_probabilities(const Tensor& query, const Tensor& key, const AttentionOptions& options);
 
+/// Cosines and sines of the angles by which each position turns each channel.
 struct RopeTables {
   Tensor cosine, sine;  ///< [positions, rotated]
 };

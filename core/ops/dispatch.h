@@ -8,6 +8,7 @@
 
 namespace switchyard::ops {
 
+/// What operands take in memory; 0 for those that are no tensors.
 inline double bytes_of(const Tensor& tensor) { return tensor.defined() ? static_cast<double>(tensor.bytes()) : 0; }
 inline double bytes_of(const std::vector<Tensor>& tensors) {
   double sum = 0;

@@ -27,9 +27,11 @@ enum class Unary {
 
 /// The functions that serve as activations: identity, abs, relu, gelu, gelu_tanh, silu, sigmoid, tanh, softplus.
 using Activation = Unary;
+/// Inverse of name_of; throws Error on any other text.
 Activation activation_from_name(std::string_view name);
 std::string_view name_of(Unary op);
 
+/// Functions of two elements.
 enum class Binary {
   add,
   subtract,

@@ -17,6 +17,7 @@ enum class GateMode {
 GateMode gate_mode_from_name(std::string_view name);
 std::string_view name_of(GateMode mode);
 
+/// A rule with its number.
 struct Gate {
   GateMode mode = GateMode::all;
   std::int64_t k = 1;  ///< topk only

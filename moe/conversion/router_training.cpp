@@ -114,21 +114,6 @@ Tensor expert_activation_shares(const Tensor& rows, const ExpertWeights& weights
   return ops::where(ops::binary(ops::Binary::less_equal, total, zero), zero, ops::divide(mass, total));
 }
 
-std::string_view name_of(RouterLoss loss) {
-  switch (loss) {
-    case RouterLoss::mse: return "mse";
-    case RouterLoss::huber: return "huber";
-    case RouterLoss::binary_cross_entropy: return "binary_cross_entropy";
-  }
-  fail("RouterLoss: unknown loss ", static_cast<int>(loss));
-}
-
-RouterLoss router_loss_from_name(std::string_view name) {
-  for (const RouterLoss loss : {RouterLoss::mse, RouterLoss::huber, RouterLoss::binary_cross_entropy})
-    if (name == name_of(loss)) return loss;
-  fail("router loss \"", name, "\" is unknown, expected mse, huber or binary_cross_entropy");
-}
-
 Variable router_loss(RouterLoss loss, const Variable& prediction, const Tensor& target) {
   check(prediction.shape() == target.shape() && prediction.dtype() == target.dtype(), "router_loss: prediction is ",
         prediction.dtype(), " ", prediction.shape(), ", target ", target.dtype(), " ", target.shape());

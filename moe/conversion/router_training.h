@@ -1,7 +1,5 @@
 #pragma once
 
-#include <string_view>
-
 #include "autograd/variable.h"
 #include "core/ops/elementwise.h"
 #include "moe/conversion/expert_weights.h"
@@ -22,9 +20,6 @@ enum class RouterLoss {
   huber,                 ///< d^2 / 2 up to |d| = 1, then |d| - 1/2
   binary_cross_entropy,  ///< of sigmoid(prediction) with a target in [0, 1]
 };
-/// Inverse of name_of: "mse", "huber", "binary_cross_entropy"; throws Error on any other text.
-RouterLoss router_loss_from_name(std::string_view name);
-std::string_view name_of(RouterLoss loss);
 /// Mean over all entries; prediction and target have one shape and dtype.
 Variable router_loss(RouterLoss loss, const Variable& prediction, const Tensor& target);
 

@@ -57,16 +57,6 @@ Variable displaced(const Variable& z, double displacement) {
   return relu(z + -displacement);
 }
 
-SparsityMeasure sparsity_measure_from_name(std::string_view name) {
-  if (name == "square_hoyer") return SparsityMeasure::square_hoyer;
-  check(name == "l1", "sparsity measure \"", name, "\" is unknown, expected square_hoyer or l1");
-  return SparsityMeasure::l1;
-}
-
-std::string_view name_of(SparsityMeasure measure) {
-  return measure == SparsityMeasure::square_hoyer ? "square_hoyer" : "l1";
-}
-
 Variable sparsity_penalty(SparsityMeasure measure, const Variable& x) {
   return mean(measure == SparsityMeasure::square_hoyer ? square_hoyer(x) : l1_norm(x));
 }

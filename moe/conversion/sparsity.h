@@ -1,5 +1,9 @@
 #pragma once
 
+#include <array>
+#include <cstdint>
+#include <string_view>
+
 #include "autograd/variable.h"
 #include "nn/optim/schedule.h"
 
@@ -20,10 +24,8 @@ Variable l1_norm(const Variable& x);
 /// is as good as 0. Penalising it pushes them down to there.
 Variable displaced(const Variable& z, double displacement);
 
-enum class SparsityMeasure { square_hoyer, l1 };
-/// "square_hoyer" or "l1"; throws Error for any other name.
-SparsityMeasure sparsity_measure_from_name(std::string_view name);
-std::string_view name_of(SparsityMeasure measure);
+enum class SparsityMeasure : std::uint8_t { square_hoyer, l1 };
+constexpr auto names_of(SparsityMeasure) { return std::array<std::string_view, 2>{"square_hoyer", "l1"}; }
 /// Mean over the tokens of a measure: x [..., F] -> a scalar.
 Variable sparsity_penalty(SparsityMeasure measure, const Variable& x);
 

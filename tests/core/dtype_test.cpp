@@ -12,14 +12,14 @@ namespace switchyard {
 namespace {
 
 TEST(DType, NamesAndSizes) {
-  for (const DType dtype : testing::kAllDTypes) EXPECT_EQ(dtype_from_name(name_of(dtype)), dtype);
+  EXPECT_EQ(name_of(DType::f32), "f32");
+  EXPECT_EQ(name_of(DType::boolean), "bool");
   EXPECT_EQ(size_of(DType::f32), 4u);
   EXPECT_EQ(size_of(DType::f64), 8u);
   EXPECT_EQ(size_of(DType::bf16), 2u);
   EXPECT_EQ(size_of(DType::i32), 4u);
   EXPECT_EQ(size_of(DType::i64), 8u);
   EXPECT_EQ(size_of(DType::boolean), 1u);
-  EXPECT_ERROR(dtype_from_name("float17"), "float17");
   EXPECT_ERROR(dispatch_floating(DType::i32, "op", [](auto) {}),
                "op: expected a floating dtype (f32, f64, bf16), got i32");
 }

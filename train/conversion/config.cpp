@@ -41,8 +41,7 @@ void describe_projections(Schema& schema, ProjectionsConfig& projections) {
 void describe_sparsify(Schema& schema, SparsifyConfig& sparsify) {
   schema.section("sparsify", "fine-tuning with a penalty on neurons that are active");
   schema.integer("steps", sparsify.steps, 1, kManySteps, "optimiser steps");
-  schema.choice("measure", sparsify.measure, {moe::SparsityMeasure::square_hoyer, moe::SparsityMeasure::l1},
-                "what is penalised, per token: (sum |a|)^2 / sum a^2, or sum |a|");
+  schema.choice("measure", sparsify.measure, "what is penalised, per token: (sum |a|)^2 / sum a^2, or sum |a|");
   schema.number("weight", sparsify.weight, 0, 1e9, "of the penalty, a mean over the feed-forwards, beside the loss");
   schema.number("projections_weight", sparsify.projections_weight, 0, 1e9,
                 "of the same penalty, a mean over the perceptrons that stand in for projections");

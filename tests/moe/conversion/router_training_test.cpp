@@ -138,10 +138,8 @@ TEST(RouterLoss, Gradients) {
     const Variable prediction(random_tensor({4, 5}, 2, DType::f64, -3, 3), true);
     const auto f = [&](const Variables& in) { return router_loss(kind, in[0], target); };
     const GradcheckResult result = gradcheck(f, {prediction});
-    EXPECT_TRUE(result) << name_of(kind) << ": " << result.message;
-    EXPECT_EQ(router_loss_from_name(name_of(kind)), kind);
+    EXPECT_TRUE(result) << "loss " << static_cast<int>(kind) << ": " << result.message;
   }
-  EXPECT_ERROR(router_loss_from_name("mae"), "router loss \"mae\" is unknown");
   EXPECT_ERROR(router_loss(RouterLoss::mse, Variable(Tensor::zeros({2, 3})), Tensor::zeros({3, 2})), "router_loss: ");
 }
 
