@@ -11,16 +11,25 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 usage="usage: scripts/d2dmoe-comparison.sh OUTPUT DENSE_CONFIG CONVERSION_CONFIG [KEY=VALUE...]"
-output=$(realpath -m "${1:?$usage}")
-dense=${2:?$usage}
-conversion=${3:?$usage}
+: "${3:?$usage}"
+output=$(realpath -m "$1")
+dense=$2
+conversion=$3
 shift 3
 bin=${BIN:-build/cuda/bin}
+for file in "$bin/train_lm" "$bin/convert" "$dense" "$conversion"; do
+  if [ ! -f "$file" ]; then
+    echo "d2dmoe-comparison: $file: no such file" >&2
+    exit 1
+  fi
+done
 gpus=$(nvidia-smi -L 2>/dev/null | wc -l)
 jobs=${JOBS:-$((gpus > 0 ? gpus : 1))}
 overrides=()
 for override in "$@"; do overrides+=(--set "$override"); done
 mkdir -p "$output"
+failures=$output/failures.txt # names, one a line
+: >"$failures"
 started=0
 
 start() { # command...: in the background, on the GPUs in turn
@@ -31,15 +40,18 @@ start() { # command...: in the background, on the GPUs in turn
 }
 
 report() { # name status
-  if [ "$2" -eq 0 ]; then echo "$SECONDS s: $1"; else echo "$SECONDS s: $1 failed: $(tail -1 "$output/$1.log")"; fi
+  if [ "$2" -eq 0 ]; then echo "$SECONDS s: $1"; return; fi
+  echo "$SECONDS s: $1 failed: $(tail -1 "$output/$1.log")"
+  echo "$1" >>"$failures"
 }
 
 train() { # name override...
   local name=$1
   "$bin/train_lm" --config "$dense" "${overrides[@]}" --set output.folder="$output/$name" --set output.sample_length=0 \
     "${@:2}" >"$output/$name.log" 2>&1
-  report "$name" $?
-  ln -sfn "$(basename "$output/$name"/*-*)" "$output/$name/run"
+  local status=$?
+  report "$name" $status
+  if [ $status -eq 0 ]; then ln -sfn "$(basename "$output/$name"/*-*)" "$output/$name/run"; fi
 }
 
 convert() { # name source phases override...
@@ -76,3 +88,4 @@ widest=${widths##* }
 start convert "adapted-$widest" "experts-of-$widest" '"adapt"' --set 'adapt.taus=[0.4,0.6,0.8,0.9]'
 start convert projections-adapted projections '"adapt"' --set 'adapt.taus=[0.8,0.9,0.95,0.98]' --set sweep.tau_by_layer=true
 wait
+[ ! -s "$failures" ]

@@ -10,7 +10,8 @@
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 usage="usage: scripts/gpu-check.sh OUTPUT_FOLDER [--no-bench | --sanitize memcheck|racecheck|initcheck] [gtest filter]"
-output=$(realpath -m "${1:?$usage}")
+: "${1:?$usage}"
+output=$(realpath -m "$1")
 shift
 bench=yes
 tool=
@@ -24,7 +25,15 @@ case ${1:-} in
     tool=${2:?$usage}
     shift 2
     ;;
+  --*)
+    echo "gpu-check: $1 is unknown; $usage" >&2
+    exit 2
+    ;;
 esac
+if ! command -v nvidia-smi >/dev/null; then
+  echo "gpu-check: nvidia-smi is missing, expected a machine with an NVIDIA GPU" >&2
+  exit 1
+fi
 filter=${1:-*}
 mkdir -p "$output"
 export PATH="$PATH:/usr/local/cuda/bin"
