@@ -68,8 +68,8 @@ std::filesystem::path dense_run(const std::filesystem::path& model);
 bool is_conversion_config(const boost::json::object& config);
 
 /// The model of a conversion as its last finished phase left it, with the data of the run it came from. Its gates are
-/// `all` (see moe::set_gates). Throws Error when no phase is finished; that some are not, or that no phase has trained the
-/// routers, is told to `report`.
+/// `all` (see moe::set_gates). Throws Error when no phase is finished; that some are not, or that no phase has trained
+/// the routers, is told to `report`.
 std::unique_ptr<Task> load_converted(const std::filesystem::path& folder, const TaskOptions& options,
                                      const std::function<void(const std::string&)>& report);
 
