@@ -6,6 +6,7 @@
 
 #include "core/cpu/blocks.h"
 #include "core/cpu/strided.h"
+#include "core/cpu/unary.h"
 #include "core/cpu/vector_math.h"
 
 namespace switchyard::cpu {
@@ -179,11 +180,6 @@ void unary_backward_block(std::int64_t count, A* dx, const A* dy, const A* x) {
 }
 
 template <class A>
-auto unary_kernel(Unary op) {
-  return with_unary<A>(op, [](auto f) { return &unary_block<A, decltype(f)>; });
-}
-
-template <class A>
 auto unary_backward_kernel(Unary op) {
   return with_unary<A>(op, [](auto f) { return &unary_backward_block<A, decltype(f)>; });
 }
@@ -288,9 +284,16 @@ void dispatch_compute(DType dtype, const char* op, F&& f) {
 
 }  // namespace
 
+template <class A>
+UnaryFunction<A> unary_function(Unary op) {
+  return with_unary<A>(op, [](auto f) -> UnaryFunction<A> { return unary_block<A, decltype(f)>; });
+}
+template UnaryFunction<float> unary_function(Unary);
+template UnaryFunction<double> unary_function(Unary);
+
 void unary(Unary op, const Tensor& x, const Tensor& out) {
-  if (x.dtype() == DType::f64) for_blocks(unary_kernel<double>(op), As<double>{out}, As<double>{x});
-  else for_blocks(unary_kernel<float>(op), As<float>{out}, As<float>{x});
+  if (x.dtype() == DType::f64) for_blocks(unary_function<double>(op), As<double>{out}, As<double>{x});
+  else for_blocks(unary_function<float>(op), As<float>{out}, As<float>{x});
 }
 
 void unary_backward(Unary op, const Tensor& dy, const Tensor& x, const Tensor& dx) {

@@ -14,7 +14,6 @@
 
 #include "core/cpu/expert_plan.h"
 #include "core/cpu/gemm.h"
-#include "core/cpu/small_experts.h"
 #include "core/kernels/elementwise.h"
 #include "core/parallel.h"
 
@@ -286,7 +285,6 @@ struct WeightGradient {
 
 void expert_matmul(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& gates,
                    const ops::RoutingPlan& routing, const ops::ExpertMatmulOptions& options, const Tensor& y) {
-  if (small_expert_matmul(x, weight, bias, gates, routing, options, y)) return;
   const Plan plan(routing);
   dispatch_floating(x.dtype(), "expert_matmul", [&]<class T>(TypeTag<T>) {
     using A = accumulate_t<T>;

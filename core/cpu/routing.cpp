@@ -37,9 +37,11 @@ Candidate<A> candidate(const T* scores, const bool* excluded, std::int64_t exper
   return {is_nan ? -std::numeric_limits<A>::infinity() : score, static_cast<std::int32_t>(expert), level};
 }
 
-/// Keeps the k best in order. With k far below E most experts fail the first comparison, with the worst one kept.
+constexpr std::int64_t kFewChosen = 16;
+
+/// The k best come first, in order. For few of them: most experts fail the first comparison, with the worst one kept.
 template <class T>
-void top_k_row(const T* scores, const bool* excluded, std::int64_t experts, std::int64_t k, std::int32_t* indices,
+void keep_best(const T* scores, const bool* excluded, std::int64_t experts, std::int64_t k,
                std::vector<Candidate<accumulate_t<T>>>& best) {
   using A = accumulate_t<T>;
   best.clear();
@@ -54,7 +56,18 @@ void top_k_row(const T* scores, const bool* excluded, std::int64_t experts, std:
     for (; at > 0 && next.better_than(best[at - 1]); --at) best[at] = best[at - 1];
     best[at] = next;
   }
-  for (std::int64_t j = 0; j < k; ++j) indices[j] = best[static_cast<std::size_t>(j)].expert;
+}
+
+/// The same for many.
+template <class T>
+void sort_best(const T* scores, const bool* excluded, std::int64_t experts, std::int64_t k,
+               std::vector<Candidate<accumulate_t<T>>>& best) {
+  best.clear();
+  for (std::int64_t expert = 0; expert < experts; ++expert)
+    best.push_back(candidate<T, accumulate_t<T>>(scores, excluded, expert));
+  const auto better = [](const auto& a, const auto& b) { return a.better_than(b); };
+  std::nth_element(best.begin(), best.begin() + k, best.end(), better);
+  std::sort(best.begin(), best.begin() + k, better);
 }
 
 /// Marks experts, best first, until their scores reach the share of the row's sum.
@@ -152,11 +165,13 @@ void top_k(const Tensor& scores, const Tensor& excluded, const Tensor& indices) 
   auto* out = indices.data<std::int32_t>();
   dispatch_floating(scores.dtype(), "top_k", [&]<class T>(TypeTag<T>) {
     const T* in = scores.data<T>();
+    const auto rank = k <= kFewChosen ? keep_best<T> : sort_best<T>;
     parallel_for(0, scores.size(0), std::max<std::int64_t>(1, 16384 / experts), [&](auto first, auto last) {
       std::vector<Candidate<accumulate_t<T>>> best;
-      best.reserve(static_cast<std::size_t>(k));
+      best.reserve(static_cast<std::size_t>(experts));
       for (std::int64_t row = first; row < last; ++row) {
-        top_k_row(in + row * experts, skip ? skip + row * experts : nullptr, experts, k, out + row * k, best);
+        rank(in + row * experts, skip ? skip + row * experts : nullptr, experts, k, best);
+        for (std::int64_t j = 0; j < k; ++j) out[row * k + j] = best[static_cast<std::size_t>(j)].expert;
       }
     });
   });
@@ -178,17 +193,25 @@ void select_near_maximum(const Tensor& scores, double tau, const Tensor& mask) {
   const std::int64_t experts = scores.size(1);
   dispatch_floating(scores.dtype(), "select_near_maximum", [&]<class T>(TypeTag<T>) {
     using A = accumulate_t<T>;
-    parallel_for(0, scores.size(0), std::max<std::int64_t>(1, 4096 / experts), [&](auto first, auto last) {
+    const T* in = scores.data<T>();
+    bool* out = mask.data<bool>();
+    parallel_for(0, scores.size(0), std::max<std::int64_t>(1, 16384 / experts), [&](auto first, auto last) {
       for (std::int64_t row = first; row < last; ++row) {
-        const T* own = scores.data<T>() + row * experts;
-        A maximum = static_cast<A>(own[0]);
-        for (std::int64_t expert = 1; expert < experts; ++expert) {
+        const T* own = in + row * experts;
+        A largest = static_cast<A>(own[0]);
+        std::int32_t has_nan = 0;
+#pragma omp simd reduction(max : largest) reduction(| : has_nan)
+        for (std::int64_t expert = 0; expert < experts; ++expert) {
           const A score = static_cast<A>(own[expert]);
-          if (score > maximum || std::isnan(score)) maximum = score;  // NaN stays, and no score is below it
+          largest = score > largest ? score : largest;
+          has_nan |= score != score ? 1 : 0;
         }
-        const A least = maximum < 0 ? maximum : static_cast<A>(1 - tau) * maximum;
+        if (has_nan != 0) largest = std::numeric_limits<A>::quiet_NaN();
+        const A least = largest < 0 ? largest : static_cast<A>(1 - tau) * largest;  // no score is below NaN
+        bool* chosen = out + row * experts;
+#pragma omp simd
         for (std::int64_t expert = 0; expert < experts; ++expert)
-          mask.data<bool>()[row * experts + expert] = !(static_cast<A>(own[expert]) < least);
+          chosen[expert] = !(static_cast<A>(own[expert]) < least);
       }
     });
   });

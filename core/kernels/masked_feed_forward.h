@@ -2,6 +2,15 @@
 
 #include "core/ops/masked_feed_forward.h"
 
+namespace switchyard::cpu {
+
+/// ops::masked_feed_forward: y [N, M]. Operands are dense, but for up and gate, whose dense axis is D. last_bias [M]
+/// and addend [N, M] may be undefined.
+void masked_feed_forward(const Tensor& x, const ops::ExpertLayer& layer, const Tensor& mask, ops::Activation activation,
+                         const Tensor& last_bias, const Tensor& addend, const Tensor& y);
+
+}  // namespace switchyard::cpu
+
 namespace switchyard::cuda {
 
 /// Whether block_feed_forward can do this on x's GPU; operands as there.

@@ -10,8 +10,8 @@ namespace switchyard::ops {
 namespace {
 
 constexpr const char* kOp = "masked_feed_forward";
-// On a GPU: up to how many tokens it is cheapest to read the weights for each of them; below how many neurons an expert
-// is too small a product to be worth gathering its tokens; and from how many tokens on it pays then to put them in
+// Up to how many tokens it is cheapest to read the weights for each of them; below how many neurons an expert is too
+// small a product to be worth gathering its tokens; and from how many tokens on it pays then, on a GPU, to put them in
 // order.
 constexpr std::int64_t kFewTokens = 16, kFewNeurons = 64, kManyTokens = 32768;
 
@@ -31,6 +31,18 @@ void check_operands(const Tensor& x, const ExpertLayer& layer, const Tensor& mas
   check(mask.dtype() == DType::boolean && mask.shape() == shape && mask.device() == x.device(), kOp,
         ": the mask must be bool ", shape, " on ", x.device(), ", got ", mask.dtype(), " ", mask.shape(), " on ",
         mask.device());
+}
+
+/// On the CPU, by tokens and experts without a plan.
+Tensor directly(const Tensor& x, const ExpertLayer& layer, const Tensor& mask, Activation activation,
+                const Tensor& bias, bool residual) {
+  const Tensor y = Tensor::empty({x.size(0), layer.output_width()}, x.dtype(), x.device());
+  if (y.numel() == 0) return y;
+  const ProfileScope scope(kOp);
+  const Tensor rows = x.contiguous();
+  cpu::masked_feed_forward(rows, by_neuron(layer), mask.contiguous(), activation,
+                           bias.defined() ? bias.contiguous() : bias, residual ? rows : Tensor{}, y);
+  return y;
 }
 
 Tensor decode(const Tensor& x, const ExpertLayer& layer, const Tensor& mask, Activation activation) {
@@ -94,6 +106,13 @@ void check_expert_layer(const char* op, const Tensor& x, const ExpertLayer& laye
   check(layer.gate.defined() || !layer.gate_bias.defined(), op, ": gate_bias is given without a gate");
 }
 
+void check_completion(const char* op, const Tensor& x, const ExpertLayer& layer, const Tensor& bias, bool residual) {
+  const std::int64_t outputs = layer.output_width();
+  check_weight(op, "the bias", bias, {outputs}, x, false);
+  check(!residual || outputs == x.size(1), op, ": a residual connection needs as many outputs as inputs, got ", outputs,
+        " and ", x.size(1));
+}
+
 bool is_decoding(const Tensor& x) { return x.device().is_cuda() && x.size(0) <= kFewTokens; }
 
 ExpertLayer by_neuron(const ExpertLayer& layer) {
@@ -104,16 +123,20 @@ ExpertLayer by_neuron(const ExpertLayer& layer) {
   return {rows(layer.up), dense(layer.up_bias), rows(layer.gate), dense(layer.gate_bias), dense(layer.down)};
 }
 
-Tensor masked_feed_forward(const Tensor& x, const ExpertLayer& layer, const Tensor& mask, Activation activation) {
+Tensor masked_feed_forward(const Tensor& x, const ExpertLayer& layer, const Tensor& mask, Activation activation,
+                           const Tensor& bias, bool residual) {
   check_operands(x, layer, mask);
-  const bool on_gpu = x.device().is_cuda();
-  if (is_decoding(x)) return decode(x, layer, mask, activation);
-  if (on_gpu && layer.up.size(2) < kFewNeurons) {
-    const bool many = x.size(0) >= kManyTokens;
-    const Tensor y = many ? by_blocks(x, layer, mask, activation) : Tensor{};
-    return y.defined() ? y : all_experts(x, layer, mask, activation);
-  }
-  return by_plan(x, layer, mask, activation);
+  check_completion(kOp, x, layer, bias, residual);
+  const bool small = layer.expert_width() < kFewNeurons;
+  if (!x.device().is_cuda() && (small || x.size(0) <= kFewTokens))
+    return directly(x, layer, mask, activation, bias, residual);
+  Tensor y;
+  if (is_decoding(x)) y = decode(x, layer, mask, activation);
+  else if (!small) y = by_plan(x, layer, mask, activation);
+  else if (x.size(0) >= kManyTokens) y = by_blocks(x, layer, mask, activation);
+  if (!y.defined()) y = all_experts(x, layer, mask, activation);
+  if (bias.defined()) y = add(y, bias);
+  return residual ? add(y, x) : y;
 }
 
 Tensor all_neurons(const Tensor& x, const ExpertLayer& layer, Activation activation, std::optional<DType> out_dtype) {

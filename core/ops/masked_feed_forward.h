@@ -23,12 +23,14 @@ struct ExpertLayer {
 
 /// The experts that a mask chooses for every token n, forward only:
 ///   y[n] = sum over e with mask[n, e] of activation(x[n] up[e] + up_bias[e]) down[e]
-/// or, with a gate, of (activation(x[n] gate[e] + gate_bias[e]) (x[n] up[e] + up_bias[e])) down[e].
-/// x [N, D], mask bool [N, E] -> y [N, M]. A token without experts gets 0. The same as expert_matmul with a plan made
-/// from the mask; but a decoding step of a few tokens on a GPU makes no plan and reads only the weights of chosen
-/// experts, and experts of less than 64 neurons make no plan either: blocks of them run, or all, and what a token has
-/// not chosen is masked.
-Tensor masked_feed_forward(const Tensor& x, const ExpertLayer& layer, const Tensor& mask, Activation activation);
+/// or, with a gate, of (activation(x[n] gate[e] + gate_bias[e]) (x[n] up[e] + up_bias[e])) down[e];
+/// then the bias [M], unless it is undefined, and x itself, with `residual`, are added.
+/// x [N, D], mask bool [N, E] -> y [N, M]. The same as expert_matmul with a plan made from the mask; but few tokens,
+/// and on the CPU experts of less than 64 neurons, make no plan and read only the weights of chosen experts (of `down`
+/// on the CPU only those of neurons that are not 0). Experts of less than 64 neurons make no plan on a GPU either:
+/// blocks of them run, or all, and what a token has not chosen is masked.
+Tensor masked_feed_forward(const Tensor& x, const ExpertLayer& layer, const Tensor& mask, Activation activation,
+                           const Tensor& bias = {}, bool residual = false);
 /// What goes into `down` when every token runs all experts, forward only: of token n and neuron s of expert e
 ///   activation(x[n] up[e, :, s] + up_bias[e, s])
 /// or, with a gate, activation(x[n] gate[e, :, s] + gate_bias[e, s]) (x[n] up[e, :, s] + up_bias[e, s]).
@@ -39,6 +41,8 @@ Tensor all_neurons(const Tensor& x, const ExpertLayer& layer, Activation activat
 
 /// For ops on such layers: throws Error, in the name of `op`, unless the layer's tensors fit x [N, D] and each other.
 void check_expert_layer(const char* op, const Tensor& x, const ExpertLayer& layer);
+/// Likewise for a bias [M], which may be undefined, and a residual connection.
+void check_completion(const char* op, const Tensor& x, const ExpertLayer& layer, const Tensor& bias, bool residual);
 /// Whether x [N, D] is so few tokens, and on a GPU, that it is cheapest to read the weights for each of them.
 bool is_decoding(const Tensor& x);
 /// The layer with dense tensors, up and gate as such views; copies only what is not.

@@ -20,16 +20,14 @@ void check_operand(const char* name, const Tensor& tensor, const Shape& shape, c
 void check_operands(const Tensor& x, const ExpertRouter& router, const ExpertLayer& layer, const Tensor& bias,
                     bool residual) {
   check_expert_layer(kOp, x, layer);
-  const std::int64_t experts = layer.experts(), outputs = layer.output_width();
+  check_completion(kOp, x, layer, bias, residual);
+  const std::int64_t experts = layer.experts();
   check(router.weight.defined() && router.weight.rank() == 2, kOp, ": the router's weight must be [E, H]");
   const std::int64_t width = router.weight.size(1);
   check_operand("the router's hidden values", router.hidden, {x.size(0), width}, x);
   check_operand("the router's weight", router.weight, {experts, width}, x);
   if (router.bias.defined()) check_operand("the router's bias", router.bias, {experts}, x);
   check_gate(router.gate, experts);
-  if (bias.defined()) check_operand("the bias", bias, {outputs}, x);
-  check(!residual || outputs == x.size(1), kOp, ": a residual connection needs as many outputs as inputs, got ",
-        outputs, " and ", x.size(1));
 }
 
 Tensor dense(const Tensor& x) { return x.defined() ? x.contiguous() : x; }
@@ -53,9 +51,7 @@ Tensor routed_feed_forward(const Tensor& x, const ExpertRouter& router, const Ex
   check_operands(x, router, layer, bias, residual);
   if (is_decoding(x) && router.gate.mode != GateMode::all) return decode(x, router, layer, activation, bias, residual);
   const Tensor scores = linear(router.hidden, router.weight, router.bias, compute_dtype(x.dtype()), router.activation);
-  Tensor y = masked_feed_forward(x, layer, expert_mask(scores, router.gate), activation);
-  if (bias.defined()) y = add(y, bias);
-  return residual ? add(y, x) : y;
+  return masked_feed_forward(x, layer, expert_mask(scores, router.gate), activation, bias, residual);
 }
 
 }  // namespace switchyard::ops

@@ -111,7 +111,8 @@ Variable DynamicFeedForward::output_of(const Variable& hidden) const {
 
 Variable DynamicFeedForward::run(const Variable& rows, const Tensor& mask, const Variable& gates) const {
   if (!grad_enabled() && !gates.defined()) {
-    return completed(Variable(ops::masked_feed_forward(rows.data(), weights(), mask, activation_)), rows);
+    return Variable(
+        ops::masked_feed_forward(rows.data(), weights(), mask, activation_, data_or_none(last_bias_), residual_));
   }
   const bool densely = w1_.size(1) < kFewNeurons && rows.size(0) > kFewTokens;
   return completed(densely ? run_densely(rows, mask, gates) : run_by_expert(rows, mask, gates), rows);

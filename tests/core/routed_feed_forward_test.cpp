@@ -112,7 +112,7 @@ TEST(RoutedFeedForward, RefusesWhatDoesNotFit) {
   EXPECT_ERROR(run(router_with({}, false, 3)),
                "routed_feed_forward: the router's hidden values must be f64 [2, 4] on ");
   ops::ExpertRouter router = router_with({}, true, 2);
-  EXPECT_ERROR(run(router, Tensor::zeros({5}, DType::f64)), "routed_feed_forward: the bias must be f64 [6] on ");
+  EXPECT_ERROR(run(router, Tensor::zeros({5}, DType::f64)), "routed_feed_forward: the bias has shape [5], expected [6]");
   router.weight = random_tensor({3, kHidden}, 7);
   EXPECT_ERROR(run(router), "routed_feed_forward: the router's weight must be f64 [7, 4] on ");
 }
