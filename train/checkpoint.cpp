@@ -269,6 +269,14 @@ std::optional<OpenCheckpoint> latest_good(const fs::path& folder,
   return std::nullopt;
 }
 
+std::optional<OpenCheckpoint> checkpoint_to_continue(const fs::path& folder,
+                                                     const std::function<void(const std::string&)>& report) {
+  auto checkpoint = latest_good(folder, report);
+  check(checkpoint || list_checkpoints(folder).empty(), "checkpoint: ", folder.string(),
+        ": all are damaged, expected a whole one to go on from (or none, to begin anew)");
+  return checkpoint;
+}
+
 void load_tensors(const SafetensorsFile& file, const NamedTensors& targets) {
   const std::string source = "checkpoint: " + file.path().string();
   std::set<std::string> wanted;

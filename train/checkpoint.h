@@ -54,6 +54,11 @@ OpenCheckpoint open_checkpoint(const std::filesystem::path& path);
 std::optional<OpenCheckpoint> latest_good(const std::filesystem::path& folder,
                                           const std::function<void(const std::string&)>& report);
 
+/// The same, to go on from; none where a run begins. Throws Error where all that `folder` holds are damaged: a run that
+/// began anew would remove them.
+std::optional<OpenCheckpoint> checkpoint_to_continue(const std::filesystem::path& folder,
+                                                     const std::function<void(const std::string&)>& report);
+
 /// Whether a checkpoint holds the weights of a model and nothing to go on from, as that of an imported one does.
 bool holds_weights_only(const OpenCheckpoint& checkpoint);
 

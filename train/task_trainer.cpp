@@ -26,7 +26,7 @@ TaskTrainer::TaskTrainer(const RunFolder& run, Task& task, const TrainingConfig&
       steps_(task.model().named_parameters(), fit_options(training, optimizer)) {
   seed_all(static_cast<std::uint64_t>(training.seed));
   const auto checkpoint =
-      latest_good(run.checkpoints_path(), [this](const std::string& line) { progress_.message(line); });
+      checkpoint_to_continue(run.checkpoints_path(), [this](const std::string& line) { progress_.message(line); });
   if (checkpoint && holds_weights_only(*checkpoint)) {
     load_tensors(checkpoint->model, state_tensors(task.model()));
     steps_.optimizer().refresh_masters();

@@ -14,7 +14,7 @@ namespace switchyard::train {
 Trainer::Trainer(const RunFolder& run, const Config& config, const TokenizedText& text, std::FILE* out)
     : run_(run), config_(config), text_(text), progress_(out), state_(config, text) {
   const auto checkpoint =
-      latest_good(run.checkpoints_path(), [this](const std::string& line) { progress_.message(line); });
+      checkpoint_to_continue(run.checkpoints_path(), [this](const std::string& line) { progress_.message(line); });
   if (checkpoint) {
     state_.restore(*checkpoint);
     if (!holds_weights_only(*checkpoint)) saved_step_ = checkpoint->step;

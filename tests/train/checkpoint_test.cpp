@@ -184,6 +184,9 @@ TEST(Checkpoint, WithoutAnyGoodOneThereIsNone) {
   EXPECT_FALSE(latest_good(folder.path(), [&](const std::string& line) { lines.push_back(line); }).has_value());
   ASSERT_EQ(lines.size(), 2u);
   EXPECT_TRUE(lines[1].ends_with("; there is no older one")) << lines[1];
+  const auto nobody = [](const std::string&) {};
+  EXPECT_ERROR(checkpoint_to_continue(folder.path(), nobody), "all are damaged, expected a whole one to go on from");
+  EXPECT_FALSE(checkpoint_to_continue(folder / "nothing", nobody).has_value());
 }
 
 TEST(Checkpoint, AnotherFormatIsNamed) {

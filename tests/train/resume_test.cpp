@@ -92,6 +92,20 @@ TEST(Resuming, AFinishedRunGoesOnWithMoreSteps) {
   EXPECT_EQ(read_metrics(run.metrics_path()).back().at("step"), 15);
 }
 
+TEST(Resuming, DoesNotBeginAnewOverDamagedCheckpoints) {
+  const TemporaryFolder folder;
+  const Config config = tiny_config(folder.path());
+  const RunFolder run = RunFolder::create(config);
+  train_run(run, config);
+  for (const auto& [step, path] : list_checkpoints(run.checkpoints_path()))
+    fs::resize_file(path / "model.safetensors", 1000);
+  const std::string metrics = read_bytes(run.metrics_path());
+  const std::size_t checkpoints = list_checkpoints(run.checkpoints_path()).size();
+  EXPECT_ERROR(train_run(run, config), "all are damaged, expected a whole one to go on from");
+  EXPECT_EQ(list_checkpoints(run.checkpoints_path()).size(), checkpoints);
+  EXPECT_EQ(read_bytes(run.metrics_path()), metrics);
+}
+
 TEST(Resuming, KeepsItsTextWhenTheSourcesChange) {
   const TemporaryFolder folder;
   const Config config = tiny_config(folder.path());
