@@ -5,6 +5,14 @@
 #   switchyard::utf8proc        only where found
 #   Boost::program_options, GTest::*, benchmark::*   only where found
 
+# Makes switchyard::NAME of a package that says nothing of itself: the folder of its headers, its libraries.
+function(switchyard_add_package name include)
+  add_library(switchyard_${name} INTERFACE)
+  add_library(switchyard::${name} ALIAS switchyard_${name})
+  target_include_directories(switchyard_${name} SYSTEM INTERFACE ${include})
+  target_link_libraries(switchyard_${name} INTERFACE ${ARGN})
+endfunction()
+
 find_package(Threads REQUIRED)
 find_package(OpenMP COMPONENTS CXX)
 if(NOT OpenMP_CXX_FOUND)
@@ -24,10 +32,7 @@ if(NOT SWITCHYARD_BLAS_LIBRARY OR NOT SWITCHYARD_BLAS_INCLUDE)
   message(FATAL_ERROR "No CBLAS library (libopenblas and cblas.h) was found: apt-get install libopenblas-openmp-dev, "
                       "or give -DSWITCHYARD_BLAS_LIBRARY=<file> -DSWITCHYARD_BLAS_INCLUDE=<folder of cblas.h>")
 endif()
-add_library(switchyard_blas INTERFACE)
-add_library(switchyard::blas ALIAS switchyard_blas)
-target_link_libraries(switchyard_blas INTERFACE ${SWITCHYARD_BLAS_LIBRARY})
-target_include_directories(switchyard_blas SYSTEM INTERFACE ${SWITCHYARD_BLAS_INCLUDE})
+switchyard_add_package(blas ${SWITCHYARD_BLAS_INCLUDE} ${SWITCHYARD_BLAS_LIBRARY})
 # Debian keeps a second libopenblas.so.0, on plain threads, in the default search path. The folder of the one linked goes
 # into the run path, so that the one linked is the one loaded. (CMake does so by itself only outside the system folders.)
 get_filename_component(blas_folder ${SWITCHYARD_BLAS_LIBRARY} DIRECTORY)
@@ -73,11 +78,8 @@ endif()
 if(NOT SWITCHYARD_SENTENCEPIECE)
   switchyard_report(OUT "SentencePiece" "switched off (-DSWITCHYARD_SENTENCEPIECE=OFF)")
 elseif(SWITCHYARD_SENTENCEPIECE_INCLUDE AND SWITCHYARD_SENTENCEPIECE_LIBRARY AND SWITCHYARD_SENTENCEPIECE_TRAIN_LIBRARY)
-  add_library(switchyard_sentencepiece INTERFACE)
-  add_library(switchyard::sentencepiece ALIAS switchyard_sentencepiece)
-  target_include_directories(switchyard_sentencepiece SYSTEM INTERFACE ${SWITCHYARD_SENTENCEPIECE_INCLUDE})
-  target_link_libraries(switchyard_sentencepiece INTERFACE ${SWITCHYARD_SENTENCEPIECE_TRAIN_LIBRARY}
-                                                           ${SWITCHYARD_SENTENCEPIECE_LIBRARY})
+  switchyard_add_package(sentencepiece ${SWITCHYARD_SENTENCEPIECE_INCLUDE} ${SWITCHYARD_SENTENCEPIECE_TRAIN_LIBRARY}
+                         ${SWITCHYARD_SENTENCEPIECE_LIBRARY})
   target_compile_definitions(switchyard_sentencepiece INTERFACE SWITCHYARD_WITH_SENTENCEPIECE)
   switchyard_report(IN "SentencePiece" "${SWITCHYARD_SENTENCEPIECE_LIBRARY}")
 elseif(SWITCHYARD_SENTENCEPIECE STREQUAL "AUTO")
@@ -94,10 +96,7 @@ endif()
 if(NOT SWITCHYARD_UTF8PROC)
   switchyard_report(OUT "utf8proc" "switched off (-DSWITCHYARD_UTF8PROC=OFF)")
 elseif(SWITCHYARD_UTF8PROC_INCLUDE AND SWITCHYARD_UTF8PROC_LIBRARY)
-  add_library(switchyard_utf8proc INTERFACE)
-  add_library(switchyard::utf8proc ALIAS switchyard_utf8proc)
-  target_include_directories(switchyard_utf8proc SYSTEM INTERFACE ${SWITCHYARD_UTF8PROC_INCLUDE})
-  target_link_libraries(switchyard_utf8proc INTERFACE ${SWITCHYARD_UTF8PROC_LIBRARY})
+  switchyard_add_package(utf8proc ${SWITCHYARD_UTF8PROC_INCLUDE} ${SWITCHYARD_UTF8PROC_LIBRARY})
   target_compile_definitions(switchyard_utf8proc INTERFACE SWITCHYARD_WITH_UTF8PROC)
   switchyard_report(IN "utf8proc" "${SWITCHYARD_UTF8PROC_LIBRARY}")
 elseif(SWITCHYARD_UTF8PROC STREQUAL "AUTO")

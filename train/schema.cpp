@@ -128,7 +128,7 @@ std::string abbreviate(const json::value& value) {
   if (text.size() > kLongest) {
     std::size_t end = kLongest - 3;
     while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xc0) == 0x80) --end;  // not inside a UTF-8 character
-    text = text.substr(0, end) + "...";
+    text.replace(end, std::string::npos, "...");
   }
   return text;
 }
