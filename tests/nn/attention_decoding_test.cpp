@@ -66,8 +66,9 @@ Decoded decode(MultiHeadAttention& layer, const Tensor& x, std::int64_t chunk, c
 
 TEST(MultiHeadAttention, decoding_follows_the_full_pass_while_tables_and_caches_grow) {
   constexpr std::int64_t kLength = 140;
-  const Tensor padding =
-      tensor_of({2, kLength}, [](const Shape& i) { return i[0] == 1 && i[1] < 3 ? 1.0 : 0.0; }).to(DType::boolean);
+  const Tensor padding = tensor_of({2, kLength}, [](const Shape& i) { return i[0] == 1 && i[1] < 3 ? 1.0 : 0.0; })
+                             .to(DType::boolean)
+                             .to(default_device());
   for (const auto& [name, position] : kPositions) {
     for (const std::int64_t key_value_heads : {4, 2, 1}) {
       SCOPED_TRACE(std::string(name) + ", " + std::to_string(key_value_heads) + " heads of keys");
