@@ -24,6 +24,7 @@ template <int kColumns>
 struct Rows16 {
   const PairProduct<Bf16>& p;
   const Where& tile;
+  const Bias<kColumns>& bias;
   float (&sums)[kColumns / 2];
   int first_row;  // of the tile
 
@@ -41,12 +42,12 @@ struct Rows16 {
   }
 
   __device__ void add_bias() {
-    const Bf16* bias = p.bias + static_cast<std::int64_t>(tile.expert) * p.outer;
-    for_each_pair([&](int, int column, float& first, float& second) {
-      if (column >= p.outer) return;
-      first += load(bias + column);
-      second += load(bias + column + 1);
-    });
+#pragma unroll
+    for (int i = 0; i < kColumns / 2; i += 2) {
+      const float2 values = __bfloat1622float2(bias.values[i / 4]);
+      sums[i] += values.x;
+      sums[i + 1] += values.y;
+    }
   }
 
   __device__ void apply_relu() {
@@ -113,11 +114,14 @@ template <int kColumns, int kBlocks, Major kWeight>
 __device__ inline void multiply(const PairProduct<Bf16>& p, const Where& tile, Shared<kColumns, kBlocks>& shared,
                                 int& step) {
   const int group = threadIdx.x / kGroup - 1, warp = threadIdx.x / 32 % 4;
+  const Bf16* bias =
+      p.bias == nullptr ? nullptr : p.bias + static_cast<std::int64_t>(tile.expert) * p.outer + tile.column;
+  const Bias<kColumns> own_bias(bias, p.outer - tile.column);
   float sums[kBlocks][kColumns / 2];
   accumulate<kColumns, kBlocks, kWeight>(shared, (p.inner + kDepth - 1) / kDepth, step, sums);
 #pragma unroll
   for (int block = 0; block < kBlocks; ++block)
-    Rows16<kColumns>{p, tile, sums[block], block * kUnitRows + group * 64 + warp * 16}.finish(
+    Rows16<kColumns>{p, tile, own_bias, sums[block], block * kUnitRows + group * 64 + warp * 16}.finish(
         shared.results[threadIdx.x / 32 - kGroup / 32]);
 }
 
@@ -197,6 +201,7 @@ void launch(const PairProduct<Bf16>& p, std::int64_t pairs, const Context& ctx) 
 int hopper_tile_columns(const PairProduct<Bf16>& p, const Context& ctx) {
   using ops::Activation;
   const bool usable = ctx.hopper && fits(p, 8) && copyable(p.y, p.outer, p.outer, 8) &&
+                      copyable(p.bias, p.outer, p.outer, 4) &&
                       (p.activation == Activation::identity || p.activation == Activation::relu);
   if (!usable) return 0;
   // The tile that wastes the fewest columns; among equals the widest, which gathers the rows least often.

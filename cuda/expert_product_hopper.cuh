@@ -1,24 +1,20 @@
 #pragma once
 
-// The parts of the expert products on Hopper (expert_product_hopper.cu): which tiles a block makes, how their operands
-// come to shared memory, how they are multiplied and written.
+// The parts of the expert products on Hopper (expert_product_hopper.cu): how the operands of a tile come to shared
+// memory, how they are multiplied and written.
 
 #include "cuda/device/mma.cuh"
 #include "cuda/device/wgmma.cuh"
 #include "cuda/expert_matmul.cuh"
+#include "cuda/expert_tiles_hopper.cuh"
 
 namespace switchyard::cuda::expert_product {
 
 using Bf16 = __nv_bfloat16;
 
-constexpr int kDepth = kLineValues, kStages = 4, kUnitRows = 128;
+constexpr int kDepth = kLineValues, kStages = 4;
 constexpr int kGroup = 128, kBlockThreads = 3 * kGroup;  // threads of a warpgroup, of a block
 constexpr int kVector = 8;                               // bf16 values in 16 bytes
-
-/// A tile: `count` pairs of one expert from pair `first` on, columns from `column` on. count is 0 after the last tile.
-struct Where {
-  int expert, first, count, column;
-};
 
 template <int kColumns, int kBlocks>
 struct Shared {
@@ -43,68 +39,6 @@ struct Copies {
 };
 
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)  // other GPUs get an empty kernel, never launched
-
-__device__ inline int warp_sum(int value) {
-#pragma unroll
-  for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(0xffffffffu, value, distance);
-  return value;
-}
-
-/// The tiles of this block. All tiles are numbered by expert, then column, then pair, in units of kUnitRows pairs, and
-/// either cut into one run per block (experts small enough to stay in the second-level cache: all blocks pass over the
-/// tokens at one pace and share their rows) or dealt out in turn (large experts: blocks share one expert's weights).
-struct Schedule {
-  const std::int32_t* offsets;
-  int experts, column_tiles;
-  bool in_turn;
-
-  static __device__ int units(int pairs) { return (pairs + kUnitRows - 1) / kUnitRows; }
-
-  __device__ std::int64_t total() const {
-    int sum = 0;
-    for (int e = threadIdx.x % 32; e < experts; e += 32) sum += units(offsets[e + 1] - offsets[e]);
-    return static_cast<std::int64_t>(warp_sum(sum)) * column_tiles;
-  }
-
-  /// The tile at unit `item`, of at most `most` units. Called by whole warps.
-  __device__ Where locate(std::int64_t item, int most, int columns) const {
-    const int lane = threadIdx.x % 32;
-    std::int64_t before = 0;
-    for (int first = 0; first < experts; first += 32) {
-      const int expert = first + lane;
-      const int begin = expert < experts ? offsets[expert] : 0, end = expert < experts ? offsets[expert + 1] : 0;
-      const int own = units(end - begin) * column_tiles;
-      const int sum = warp_running_sum(own);
-      const unsigned reached = __ballot_sync(0xffffffffu, before + sum > item);
-      if (reached != 0) {
-        const int owner = __ffs(reached) - 1;
-        const int index = static_cast<int>(item - before) - __shfl_sync(0xffffffffu, sum - own, owner);
-        const int pairs = __shfl_sync(0xffffffffu, end - begin, owner);
-        const int unit = index % units(pairs);
-        return {first + owner, __shfl_sync(0xffffffffu, begin, owner) + unit * kUnitRows,
-                min(most * kUnitRows, pairs - unit * kUnitRows), index / units(pairs) * columns};
-      }
-      before += __shfl_sync(0xffffffffu, sum, 31);
-    }
-    return {};
-  }
-
-  /// Calls use(tile) for every tile of this block, of at most `blocks` units.
-  template <class Use>
-  __device__ void for_each_tile(int blocks, int columns, Use use) const {
-    const std::int64_t all = total(), share = in_turn ? blocks : 0;
-    for (std::int64_t round = 0; round == 0 || in_turn; ++round) {
-      std::int64_t item = in_turn ? (round * gridDim.x + blockIdx.x) * share : all * blockIdx.x / gridDim.x;
-      const std::int64_t end = in_turn ? min(all, item + share) : all * (blockIdx.x + 1) / gridDim.x;
-      if (in_turn && item >= all) return;
-      while (item < end) {
-        const Where tile = locate(item, static_cast<int>(min(end - item, std::int64_t{blocks})), columns);
-        use(tile);
-        item += units(tile.count);
-      }
-    }
-  }
-};
 
 /// Stores eight values of a row from `column` on, as far as the row reaches.
 __device__ inline void store_vector(Bf16* row, int column, int width, const Vector<Bf16, kVector>& values) {
@@ -153,6 +87,23 @@ __device__ inline void store_rows(const float (&sums)[kColumns / 2], Bf16* resul
   const auto row_at = [=](int row) { return y + static_cast<std::int64_t>(row) * width; };
   store_rows<kColumns>(sums, results, row_at, rows, first_column, width);
 }
+
+/// A lane's part of the bias of a tile: what it adds to its sums of two neighbouring columns in each eight. Read before
+/// the products, which it takes as long to come.
+template <int kColumns>
+struct Bias {
+  __nv_bfloat162 values[kColumns / 8];
+
+  /// `bias` is that of the first column, aligned to 4 bytes, or null; `columns` of them exist from there on.
+  __device__ Bias(const Bf16* bias, int columns) {
+#pragma unroll
+    for (int n = 0; n < kColumns / 8; ++n) {
+      const int column = n * 8 + threadIdx.x % 4 * 2;
+      values[n] = {};
+      if (bias != nullptr && column < columns) values[n] = *reinterpret_cast<const __nv_bfloat162*>(bias + column);
+    }
+  }
+};
 
 /// A multiplying warp says that it is done with the stage of a step.
 template <int kColumns, int kBlocks>
@@ -213,6 +164,8 @@ __device__ inline void copy_lines_by_four(Bf16* to, int lines, int limit, const 
 /// The gathering warpgroup.
 template <int kColumns, int kBlocks, Major kWeight>
 struct Gather {
+  static_assert(kUnitRows == kGroup, "a thread looks up a line of each block");
+
   const PairProduct<Bf16>& p;
   const Copies& copies;
   Shared<kColumns, kBlocks>& shared;
@@ -272,16 +225,28 @@ struct Gather {
     }
   }
 
-  __device__ void look_up_rows(const Where& tile) {
-    std::int64_t* offsets = shared.row_offsets[++tiles % 2];                  // the other buffer may still be read
-    for (int line = threadIdx.x; line < kUnitRows * kBlocks; line += kGroup)  // lines beyond the last repeat it
-      offsets[line] = p.source_rows.row(tile.first + min(line, tile.count - 1)) * p.inner;
+  /// Asks for what leads to a tile's rows, for a line of each block: choices, or pairs where there is a row for each.
+  /// Lines beyond the last repeat it.
+  __device__ void look_up_choices(const Where& tile, std::int32_t (&choices)[kBlocks]) const {
+#pragma unroll
+    for (int i = 0; i < kBlocks; ++i) {
+      const int pair = tile.first + min(i * kUnitRows + static_cast<int>(threadIdx.x), tile.count - 1);
+      choices[i] = copies.contiguous ? pair : p.source_rows.pair_to_choice[pair];
+    }
+  }
+
+  __device__ void find_rows(const std::int32_t (&choices)[kBlocks]) {
+    std::int64_t* offsets = shared.row_offsets[++tiles % 2];  // the other buffer may still be read
+#pragma unroll
+    for (int i = 0; i < kBlocks; ++i) {
+      const int row = copies.contiguous ? choices[i] : choices[i] / p.source_rows.choices_per_row;
+      offsets[i * kUnitRows + threadIdx.x] = static_cast<std::int64_t>(row) * p.inner;
+    }
     asm volatile("bar.sync 1, %0;" ::"n"(kGroup) : "memory");
   }
 
   /// Gathered rows by this warpgroup, the weight by the copy engine.
   __device__ void gather_tile(const Where& tile) {
-    look_up_rows(tile);
     const int first_line = threadIdx.x / (kDepth / kVector), vector = threadIdx.x % (kDepth / kVector);
     const Bf16* rows[kRowsPerThread * kBlocks];
 #pragma unroll
@@ -306,7 +271,6 @@ struct Gather {
 
   /// Everything in vectors of four.
   __device__ void gather_tile_by_four(const Where& tile) {
-    look_up_rows(tile);
     const std::int64_t* offsets = shared.row_offsets[tiles % 2];
     const Bf16* weight = p.weight + tile.expert * p.weight_stride_expert;
     for (int k0 = 0; k0 < p.inner; k0 += kDepth) {
@@ -333,11 +297,20 @@ struct Gather {
   }
 
   __device__ void run(const Schedule& schedule) {
-    schedule.for_each_tile(kBlocks, kColumns, [&](const Where& tile) {
-      if (!copies.aligned) gather_tile_by_four(tile);
-      else if (copies.contiguous) copy_tile(tile);
-      else gather_tile(tile);
+    if (copies.aligned && copies.contiguous) {
+      schedule.for_each_tile(kBlocks, kColumns, [&](const Where& tile) { copy_tile(tile); });
+      return end();
+    }
+    const auto gather = [&](const Where& tile) { copies.aligned ? gather_tile(tile) : gather_tile_by_four(tile); };
+    Where tile{};
+    schedule.for_each_tile(kBlocks, kColumns, [&](const Where& next) {
+      std::int32_t choices[kBlocks];
+      look_up_choices(next, choices);  // which come while the tile before is gathered
+      if (tile.count != 0) gather(tile);
+      find_rows(choices);
+      tile = next;
     });
+    if (tile.count != 0) gather(tile);
     end();
   }
 };

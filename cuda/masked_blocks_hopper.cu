@@ -41,7 +41,6 @@ struct OutputShared {
 struct HiddenProduct {
   const Bf16 *x, *bias;  // [tokens, width], [neurons] or null
   int width;
-  bool relu;
   Bf16* hidden;
 };
 
@@ -90,9 +89,14 @@ struct HiddenCopies {
     return blocks * kBlockValues * static_cast<int>(sizeof(Bf16));
   }
 
-  __device__ void copy_tile(const HiddenTile& tile) {
+  /// A thread's token of a tile. Lines beyond the last repeat it.
+  __device__ std::int32_t token_of(const HiddenTile& tile) const {
+    return choices.order[tile.first + min(static_cast<int>(threadIdx.x), tile.count - 1)];
+  }
+
+  __device__ void copy_tile(const HiddenTile& tile, std::int32_t token) {
     std::int32_t* tokens = shared.tokens[wait_for_stage(shared.ring, step)];
-    tokens[threadIdx.x] = choices.order[tile.first + min(static_cast<int>(threadIdx.x), tile.count - 1)];
+    tokens[threadIdx.x] = token;
     asm volatile("bar.sync 1, %0;" ::"n"(kGroup) : "memory");
     const int first_line = threadIdx.x / kVectors, vector = threadIdx.x % kVectors;
     const Bf16* rows[kBlockTokens / kRowsApart];
@@ -112,60 +116,81 @@ struct HiddenCopies {
     }
   }
 
-  /// This block's share of the tiles that are wanted.
+  /// This block's share of the tiles that are wanted: every gridDim.x-th. A warp looks at 32 row tiles at once, and for
+  /// the tokens of a tile while the one before is copied.
   __device__ void run(const NeuronBlocks& blocks) {
-    int next = blockIdx.x;  // this block's next one among the tiles from here on
-    for (int row_tile = 0; row_tile < choices.tiles(); ++row_tile) {
-      const std::uint32_t groups = choices.tile_groups[row_tile];
-      const int wanted = blocks.wanted(groups), tiles = (wanted + 1) / 2, first = row_tile * kBlockTokens;
-      for (; next < tiles; next += gridDim.x)
-        copy_tile({first,
-                   min(kBlockTokens, choices.tokens - first),
-                   {blocks.nth(groups, 2 * next), 2 * next + 1 < wanted ? blocks.nth(groups, 2 * next + 1) : -1}});
-      next -= tiles;
+    HiddenTile tile{};
+    std::int32_t token = 0;
+    int item = blockIdx.x;  // this block's next one among the tiles from here on
+    for (int begin = 0; begin < choices.tiles(); begin += 32) {
+      const int row_tile = begin + static_cast<int>(threadIdx.x % 32);
+      const std::uint32_t groups = row_tile < choices.tiles() ? choices.tile_groups[row_tile] : 0;
+      const int own = (blocks.wanted(groups) + 1) / 2, sum = warp_running_sum(own);
+      const int all = __shfl_sync(0xffffffffu, sum, 31);
+      for (; item < all; item += gridDim.x) {
+        const int owner = __ffs(__ballot_sync(0xffffffffu, sum > item)) - 1;
+        const int nth = 2 * (item - __shfl_sync(0xffffffffu, sum - own, owner));
+        const HiddenTile next = tile_of(blocks, __shfl_sync(0xffffffffu, groups, owner), begin + owner, nth);
+        const std::int32_t next_token = token_of(next);
+        if (tile.count != 0) copy_tile(tile, token);
+        tile = next;
+        token = next_token;
+      }
+      item -= all;
     }
+    if (tile.count != 0) copy_tile(tile, token);
     const int stage = wait_for_stage(shared.ring, step);
     if (threadIdx.x == 0) shared.tiles[stage] = {};
     announce(stage, 0);
   }
+
+  /// Of a row tile, the n-th of the blocks that its groups have and the next.
+  __device__ HiddenTile tile_of(const NeuronBlocks& blocks, std::uint32_t groups, int row_tile, int n) const {
+    const int first = row_tile * kBlockTokens;
+    return {first,
+            min(kBlockTokens, choices.tokens - first),
+            {blocks.nth(groups, n), n + 1 < blocks.wanted(groups) ? blocks.nth(groups, n + 1) : -1}};
+  }
 };
 
-/// sums + bias for the chosen ones of 128 neurons from `column` on, 0 for the others. bits: of this lane's two rows.
-__device__ inline void finish_block(const HiddenProduct& p, const uint4 (&bits)[2], int column, int neurons,
+/// sums + bias for the chosen ones of a block of neurons, 0 for the others. bits: of this lane's two rows.
+template <bool kRelu>
+__device__ inline void finish_block(const Bias<kBlockNeurons>& biases, const std::uint32_t (&bits)[2],
                                     float (&sums)[kBlockNeurons / 2]) {
-  const int member = threadIdx.x % 4;
 #pragma unroll
   for (int n = 0; n < kBlockNeurons / 8; ++n) {
-    const int at = column + n * 8 + member * 2;
-    float2 bias{};
-    if (p.bias != nullptr && at < neurons)
-      bias = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(p.bias + at));
+    const float2 bias = __bfloat1622float2(biases.values[n]);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const std::uint32_t word = n < 4 ? bits[half].x : n < 8 ? bits[half].y : n < 12 ? bits[half].z : bits[half].w;
-      const std::uint32_t chosen = word >> (n % 4 * 8 + member * 2);
+      const std::uint32_t chosen = bits[half] >> (n % 4 * 8 + n / 4 * 2);
       float& first = sums[n * 4 + half * 2];
       float& second = sums[n * 4 + half * 2 + 1];
       first = (chosen & 1) != 0 ? first + bias.x : 0.0f;
       second = (chosen & 2) != 0 ? second + bias.y : 0.0f;
-      if (p.relu)
+      if constexpr (kRelu)
         first = apply_unary<ops::Activation::relu>(first), second = apply_unary<ops::Activation::relu>(second);
     }
   }
 }
 
 /// A multiplying warpgroup's 64 rows of a tile of hidden. What the end needs from memory is asked for at the beginning.
+template <bool kRelu>
 __device__ inline void multiply_hidden(const HiddenProduct& p, const Choices& choices, const NeuronBlocks& blocks,
                                        HiddenShared& shared, const HiddenTile& tile, int& step) {
   const int warp = threadIdx.x / 32 - kGroup / 32, first_row = warp * 16, group = threadIdx.x % 32 / 4;
-  uint4 bits[2][2];
+  std::uint32_t bits[2][2];
 #pragma unroll
   for (int i = 0; i < 2; ++i)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const std::int64_t token = shared.tokens[step % kStages][first_row + group + half * 8];
-      bits[i][half] = reinterpret_cast<const uint4*>(choices.bits)[token * blocks.count + max(tile.blocks[i], 0)];
+      bits[i][half] = choices.bits[(token * blocks.count + max(tile.blocks[i], 0)) * kBlockWords + threadIdx.x % 4];
     }
+  const auto bias_of = [&](int block) {
+    const int first = max(block, 0) * kBlockNeurons;
+    return Bias<kBlockNeurons>(p.bias == nullptr ? nullptr : p.bias + first, blocks.neurons - first);
+  };
+  const Bias<kBlockNeurons> bias[2] = {bias_of(tile.blocks[0]), bias_of(tile.blocks[1])};
   __syncwarp();  // one lane releases the stage for all, which have read its tile and tokens
   float sums[1][kColumns / 2];
   accumulate<kColumns, 1, Major::depth>(shared.ring, (p.width + kDepth - 1) / kDepth, step, sums);
@@ -173,7 +198,7 @@ __device__ inline void multiply_hidden(const HiddenProduct& p, const Choices& ch
   for (int i = 0; i < 2; ++i) {
     if (tile.blocks[i] < 0) continue;
     auto& own = reinterpret_cast<float(&)[kBlockNeurons / 2]>(sums[0][i * kBlockNeurons / 2]);
-    finish_block(p, bits[i], tile.blocks[i] * kBlockNeurons, blocks.neurons, own);
+    finish_block<kRelu>(bias[i], bits[i], own);
     store_rows<kBlockNeurons>(own, shared.ring.results[warp],
                               p.hidden + static_cast<std::int64_t>(tile.first + first_row) * blocks.neurons,
                               tile.count - first_row, tile.blocks[i] * kBlockNeurons, blocks.neurons);
@@ -219,6 +244,7 @@ __device__ inline void multiply_outputs(const Choices& choices, int steps, int f
 #endif
 
 /// hidden, as far as it is wanted.
+template <bool kRelu>
 __global__ void __launch_bounds__(kBlockThreads, 1)
     hidden_of_blocks(HiddenProduct p, const __grid_constant__ CUtensorMap up, Choices choices, NeuronBlocks blocks) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -234,7 +260,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
       wait_barrier(&shared.ring.full[step % kStages], step / kStages % 2);
       const HiddenTile tile = shared.tiles[step % kStages];
       if (tile.count == 0) return;
-      multiply_hidden(p, choices, blocks, shared, tile, step);
+      multiply_hidden<kRelu>(p, choices, blocks, shared, tile, step);
     }
   }
 #endif
@@ -276,7 +302,7 @@ bool keeps_zero(ops::Activation activation) {
          activation == Activation::gelu_tanh || activation == Activation::silu;
 }
 
-bool aligned(const Tensor& x) { return reinterpret_cast<std::uintptr_t>(x.raw()) % 16 == 0; }
+bool aligned(const Tensor& x) { return !x.defined() || reinterpret_cast<std::uintptr_t>(x.raw()) % 16 == 0; }
 
 }  // namespace
 
@@ -284,7 +310,7 @@ bool block_feed_forward_fits(const Tensor& x, const ops::ExpertLayer& layer, ops
   const std::int64_t neurons = layer.up.size(0) * layer.up.size(2);
   return context(x.device()).hopper && x.dtype() == DType::bf16 && keeps_zero(activation) && x.size(1) % kVector == 0 &&
          neurons % kVector == 0 && layer.down.size(2) % kVector == 0 && aligned(x) && aligned(layer.up) &&
-         aligned(layer.down);
+         aligned(layer.up_bias) && aligned(layer.down);
 }
 
 void block_feed_forward(const Tensor& x, const ops::ExpertLayer& layer, const Tensor& mask, ops::Activation activation,
@@ -298,9 +324,10 @@ void block_feed_forward(const Tensor& x, const ops::ExpertLayer& layer, const Te
   const auto* down = pointer<bfloat16>(layer.down);
 
   const HiddenProduct product{pointer<bfloat16>(x), pointer<bfloat16>(layer.up_bias), static_cast<int>(width),
-                              activation == ops::Activation::relu, pointer<bfloat16>(hidden)};
-  allow_shared_memory(hidden_of_blocks, sizeof(HiddenShared));
-  hidden_of_blocks<<<ctx.multiprocessors, kBlockThreads, sizeof(HiddenShared), ctx.stream>>>(
+                              pointer<bfloat16>(hidden)};
+  const auto hidden_of = activation == ops::Activation::relu ? hidden_of_blocks<true> : hidden_of_blocks<false>;
+  allow_shared_memory(hidden_of, sizeof(HiddenShared));
+  hidden_of<<<ctx.multiprocessors, kBlockThreads, sizeof(HiddenShared), ctx.stream>>>(
       product, tensor_map(up, {width, neurons, 1}, {width, width * neurons}, kBlockNeurons), choices, blocks);
   check_launch("masked_feed_forward: hidden");
   if (activation != ops::Activation::identity && activation != ops::Activation::relu) unary(activation, hidden, hidden);

@@ -25,6 +25,17 @@ __device__ inline std::uint32_t warp_union(std::uint32_t bits) {
   return warp_reduce(bits, [](std::uint32_t a, std::uint32_t b) { return a | b; });
 }
 
+/// What four neighbouring lanes hold of a block, 32 neurons each, dealt out as Choices says. By whole warps.
+__device__ inline std::uint32_t deal_out(std::uint32_t bits) {
+  const int lane = threadIdx.x % 32;
+  std::uint32_t own = 0;
+#pragma unroll
+  for (int i = 0; i < kBlockWords; ++i)
+    own |= (__shfl_sync(0xffffffffu, bits, lane / kBlockWords * kBlockWords + i) >> lane % 4 * 2 & 0x03030303u)
+           << i * 2;
+  return own;
+}
+
 /// A warp for each token.
 __global__ void find_choices(const bool* mask, int tokens, int experts, NeuronBlocks blocks, std::uint32_t* bits,
                              std::uint32_t* keys, std::int32_t* ids) {
@@ -33,15 +44,16 @@ __global__ void find_choices(const bool* mask, int tokens, int experts, NeuronBl
   const bool* row = mask + static_cast<std::int64_t>(token) * experts;
   const int size = blocks.neurons / experts, words = blocks.count * kBlockWords;
   std::uint32_t key = 0;
-  for (int word = lane; word < words; word += 32) {
+  for (int begin = 0; begin < words; begin += 32) {
     std::uint32_t chosen = 0;
-    const int first = word * 32, end = min(first + 32, blocks.neurons);
+    const int word = begin + lane, first = word * 32, end = min(first + 32, blocks.neurons);
     for (int expert = first / size, neuron = first; neuron < end; ++expert) {
       const int next = min((expert + 1) * size, end);
       if (row[expert]) chosen |= 0xffffffffu >> (32 - (next - neuron)) << (neuron - first);
       neuron = next;
     }
-    bits[static_cast<std::int64_t>(token) * words + word] = chosen;
+    const std::uint32_t own = deal_out(chosen);
+    if (word < words) bits[static_cast<std::int64_t>(token) * words + word] = own;
     if (chosen != 0) key |= 1u << (word / kBlockWords / blocks.per_group);
   }
   key = warp_union(key);

@@ -29,7 +29,8 @@ struct NeuronBlocks {
   }
 };
 
-/// What tokens want.
+/// What tokens want. Bit 8 (n % 4) + 2 (n / 4) + i of word m of a block is its neuron 8 n + 2 m + i: a word holds the
+/// neurons whose sums one lane of a matrix product has.
 struct Choices {
   int tokens;
   const std::uint32_t* bits;         // [tokens, blocks, kBlockWords]: the chosen neurons, in the tokens' own order
