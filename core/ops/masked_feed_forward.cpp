@@ -10,10 +10,10 @@ namespace switchyard::ops {
 namespace {
 
 constexpr const char* kOp = "masked_feed_forward";
-// Up to how many tokens it is cheapest to read the weights for each of them; below how many neurons an expert is too
-// small a product to be worth gathering its tokens; and from how many tokens on it pays then, on a GPU, to put them in
-// order.
-constexpr std::int64_t kFewTokens = 16, kFewNeurons = 64, kManyTokens = 32768;
+// Up to how many tokens a GPU best reads the weights for each of them; up to how many tokens, and below how many
+// neurons of an expert, its products are too small to be worth gathering its tokens; and from how many tokens on it
+// pays then, on a GPU, to put them in order.
+constexpr std::int64_t kDecodedTokens = 2, kFewTokens = 16, kFewNeurons = 64, kManyTokens = 32768;
 
 void check_weight(const char* op, const char* name, const Tensor& weight, const Shape& shape, const Tensor& x,
                   bool required) {
@@ -113,7 +113,7 @@ void check_completion(const char* op, const Tensor& x, const ExpertLayer& layer,
         " and ", x.size(1));
 }
 
-bool is_decoding(const Tensor& x) { return x.device().is_cuda() && x.size(0) <= kFewTokens; }
+bool is_decoding(const Tensor& x) { return x.device().is_cuda() && x.size(0) <= kDecodedTokens; }
 
 ExpertLayer by_neuron(const ExpertLayer& layer) {
   const auto dense = [](const Tensor& x) { return x.defined() ? x.contiguous() : x; };
@@ -127,9 +127,8 @@ Tensor masked_feed_forward(const Tensor& x, const ExpertLayer& layer, const Tens
                            const Tensor& bias, bool residual) {
   check_operands(x, layer, mask);
   check_completion(kOp, x, layer, bias, residual);
-  const bool small = layer.expert_width() < kFewNeurons;
-  if (!x.device().is_cuda() && (small || x.size(0) <= kFewTokens))
-    return directly(x, layer, mask, activation, bias, residual);
+  const bool small = layer.expert_width() < kFewNeurons || x.size(0) <= kFewTokens;
+  if (!x.device().is_cuda() && small) return directly(x, layer, mask, activation, bias, residual);
   Tensor y;
   if (is_decoding(x)) y = decode(x, layer, mask, activation);
   else if (!small) y = by_plan(x, layer, mask, activation);

@@ -25,10 +25,10 @@ struct ExpertLayer {
 ///   y[n] = sum over e with mask[n, e] of activation(x[n] up[e] + up_bias[e]) down[e]
 /// or, with a gate, of (activation(x[n] gate[e] + gate_bias[e]) (x[n] up[e] + up_bias[e])) down[e];
 /// then the bias [M], unless it is undefined, and x itself, with `residual`, are added.
-/// x [N, D], mask bool [N, E] -> y [N, M]. The same as expert_matmul with a plan made from the mask; but few tokens,
-/// and on the CPU experts of less than 64 neurons, make no plan and read only the weights of chosen experts (of `down`
-/// on the CPU only those of neurons that are not 0). Experts of less than 64 neurons make no plan on a GPU either:
-/// blocks of them run, or all, and what a token has not chosen is masked.
+/// x [N, D], mask bool [N, E] -> y [N, M]. The same as expert_matmul with a plan made from the mask; but up to 16
+/// tokens, and experts of less than 64 neurons, make no plan. On the CPU, and on a GPU for one or two tokens, only the
+/// weights of chosen experts are then read (on the CPU, of `down`, only those of neurons that are not 0); else blocks
+/// of neurons run, or all, and what a token has not chosen is masked.
 Tensor masked_feed_forward(const Tensor& x, const ExpertLayer& layer, const Tensor& mask, Activation activation,
                            const Tensor& bias = {}, bool residual = false);
 /// What goes into `down` when every token runs all experts, forward only: of token n and neuron s of expert e
