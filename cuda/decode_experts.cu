@@ -8,6 +8,8 @@
 //      most do behind a ReLU, the weights are not read.
 // Every sum has a fixed order, so results do not vary.
 
+#include <climits>
+
 #include "core/kernels/decode_experts.h"
 #include "core/ops/norm.h"
 #include "cuda/access.h"
@@ -76,11 +78,14 @@ struct ByMask {
   }
 };
 
-/// Whether score a of expert i comes before score b of expert j: the larger first, NaN last, the lower expert first
-/// among equals.
-template <class A>
-__device__ inline bool comes_before(A a, int i, A b, int j) {
-  return a > b || ((a == b || (a != a && b != b)) && i < j) || (a == a && b != b);
+/// A whole number that grows with the score: the same for 0 and -0, the least for NaN.
+__device__ inline int order_of(float score) {
+  const int bits = __float_as_int(score + 0.0f);  // which is 0 for -0
+  return score != score ? INT_MIN : bits ^ (bits >> 31 & INT_MAX);
+}
+__device__ inline long long order_of(double score) {
+  const long long bits = __double_as_longlong(score + 0.0);
+  return score != score ? LLONG_MIN : bits ^ (bits >> 63 & LLONG_MAX);
 }
 
 /// Choice by scores: activation(hidden weight^T + bias) under a rule of ops::Gate.
@@ -121,6 +126,21 @@ struct ByScores {
     __syncthreads();
   }
 
+  /// The k best, as ops::top_k ranks them; leaves numbers that order like the scores in their place.
+  __device__ int list_best(int experts, A* scores, std::int32_t* list) const {
+    using Order = decltype(order_of(A{}));
+    static_assert(sizeof(Order) == sizeof(A));
+    Order* orders = reinterpret_cast<Order*>(scores);
+    for (int expert = threadIdx.x; expert < experts; expert += kBlockThreads) orders[expert] = order_of(scores[expert]);
+    __syncthreads();
+    return list_experts(experts, list, [&](int expert) {
+      const Order own = orders[expert];
+      int before = 0;
+      for (int other = 0; other < experts; ++other) before += orders[other] + (other < expert) > own;
+      return before < limit;
+    });
+  }
+
   template <int kValues>
   __device__ int list(int token, int experts, void* room, std::int32_t* list) const {
     __shared__ A scratch[32];
@@ -136,14 +156,15 @@ struct ByScores {
       const A least = largest < 0 ? largest : limit * largest;  // NaN where a score is: then none is below it
       return list_experts(experts, list, [&](int expert) { return !(scores[expert] < least); });
     }
-    total = mode == GateMode::dynk ? block_reduce(total, Add{}, A(0), scratch) : A(1);
+    if (mode == GateMode::topk) return list_best(experts, scores, list);
+    total = block_reduce(total, Add{}, A(0), scratch);
     return list_experts(experts, list, [&](int expert) {
       const A own = scores[expert];
-      A before = 0;  // the share of better experts, or their number
+      A before = 0;  // the share of better experts
       bool first = true;
       for (int other = 0; other < experts; ++other) {
-        if (!comes_before(scores[other], other, own, expert)) continue;
-        before += mode == GateMode::dynk ? scores[other] / total : A(1);
+        if (!(scores[other] > own || (scores[other] == own && other < expert))) continue;
+        before += scores[other] / total;
         first = false;
       }
       return first || !(before >= limit);
