@@ -7,6 +7,7 @@
 
 #include "core/kernels/masked_feed_forward.h"
 
+#include <bit>
 #include <memory>
 #include <numeric>
 #include <span>
@@ -288,6 +289,23 @@ void masked_feed_forward(const Tensor& x, const ops::ExpertLayer& layer, const T
       for (std::int64_t first = begin * kChunkTokens; first < std::min(tokens, end * kChunkTokens);
            first += kChunkTokens)
         Chunk<T>(all.from(first), function, std::min(kChunkTokens, tokens - first)).run();
+    });
+  });
+}
+
+void keep_chosen(const Tensor& hidden, const Tensor& mask) {
+  const std::int64_t pairs = mask.numel(), neurons = hidden.numel() / pairs;
+  const bool* chosen = mask.data<bool>();
+  dispatch_floating(hidden.dtype(), "keep_chosen", [&]<class T>(TypeTag<T>) {
+    using Bits = std::conditional_t<sizeof(T) == 8, std::uint64_t,
+                                    std::conditional_t<sizeof(T) == 4, std::uint32_t, std::uint16_t>>;
+    T* values = hidden.data<T>();
+    parallel_for(0, pairs, 1 + kNeuronGrain / neurons, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t pair = begin; pair < end; ++pair) {
+        const Bits kept = chosen[pair] ? static_cast<Bits>(-1) : Bits(0);  // by bits, as a branch would be mispredicted
+        for (std::int64_t n = pair * neurons; n < (pair + 1) * neurons; ++n)
+          values[n] = std::bit_cast<T>(static_cast<Bits>(std::bit_cast<Bits>(values[n]) & kept));
+      }
     });
   });
 }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "core/kernels/entry_points.h"
 #include "core/ops/masked_feed_forward.h"
 
 namespace switchyard::cpu {
@@ -20,7 +21,8 @@ bool block_feed_forward_fits(const Tensor& x, const ops::ExpertLayer& layer, ops
 /// together: it is the transposed view of [E, S, D]. hidden [N, E S] is room for the chosen neurons.
 void block_feed_forward(const Tensor& x, const ops::ExpertLayer& layer, const Tensor& mask, ops::Activation activation,
                         const Tensor& hidden, const Tensor& y);
-/// hidden [N, E S] becomes 0 where the mask [N, E], dense as well, leaves an expert out.
-void keep_chosen(const Tensor& hidden, const Tensor& mask);
 
 }  // namespace switchyard::cuda
+
+/// hidden [N, E S] becomes 0 where the mask [N, E], dense as well, leaves an expert out.
+SWITCHYARD_ENTRY(keep_chosen, const Tensor& hidden, const Tensor& mask)

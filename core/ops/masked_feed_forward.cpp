@@ -1,5 +1,7 @@
 #include "core/ops/masked_feed_forward.h"
 
+#include <algorithm>
+
 #include "core/kernels/decode_experts.h"
 #include "core/kernels/masked_feed_forward.h"
 #include "core/ops/dispatch.h"
@@ -14,6 +16,8 @@ constexpr const char* kOp = "masked_feed_forward";
 // neurons of an expert, its products are too small to be worth gathering its tokens; and from how many tokens on it
 // pays then, on a GPU, to put them in order.
 constexpr std::int64_t kDecodedTokens = 2, kFewTokens = 16, kFewNeurons = 64, kManyTokens = 32768;
+// Of small experts: from which share of them on the CPU computes all, as dense products.
+constexpr double kDenseShare = 0.45;
 
 void check_weight(const char* op, const char* name, const Tensor& weight, const Shape& shape, const Tensor& x,
                   bool required) {
@@ -31,6 +35,13 @@ void check_operands(const Tensor& x, const ExpertLayer& layer, const Tensor& mas
   check(mask.dtype() == DType::boolean && mask.shape() == shape && mask.device() == x.device(), kOp,
         ": the mask must be bool ", shape, " on ", x.device(), ", got ", mask.dtype(), " ", mask.shape(), " on ",
         mask.device());
+}
+
+/// The share of experts that is chosen; on the CPU, where looking at the mask waits for nobody.
+double chosen_share(const Tensor& mask) {
+  const Tensor dense = mask.contiguous();
+  const bool* chosen = dense.data<bool>();
+  return static_cast<double>(std::count(chosen, chosen + dense.numel(), true)) / static_cast<double>(dense.numel());
 }
 
 /// On the CPU, by tokens and experts without a plan.
@@ -77,7 +88,7 @@ Tensor neurons_by(const Product& product, const ExpertLayer& layer, Activation a
 /// All experts for all tokens; then the neurons that the mask leaves out become 0.
 Tensor all_experts(const Tensor& x, const ExpertLayer& layer, const Tensor& mask, Activation activation) {
   const Tensor hidden = all_neurons(x, layer, activation);
-  if (hidden.numel() > 0) cuda::keep_chosen(hidden, mask.contiguous());
+  if (hidden.numel() > 0) SWITCHYARD_DISPATCH(x.device(), keep_chosen, hidden, mask.contiguous());
   return matmul(hidden, layer.down.reshape({hidden.size(1), layer.output_width()}));
 }
 
@@ -127,8 +138,9 @@ Tensor masked_feed_forward(const Tensor& x, const ExpertLayer& layer, const Tens
                            const Tensor& bias, bool residual) {
   check_operands(x, layer, mask);
   check_completion(kOp, x, layer, bias, residual);
-  const bool small = layer.expert_width() < kFewNeurons || x.size(0) <= kFewTokens;
-  if (!x.device().is_cuda() && small) return directly(x, layer, mask, activation, bias, residual);
+  const bool few = x.size(0) <= kFewTokens, small = few || layer.expert_width() < kFewNeurons;
+  if (!x.device().is_cuda() && small && (few || chosen_share(mask) < kDenseShare))
+    return directly(x, layer, mask, activation, bias, residual);
   Tensor y;
   if (is_decoding(x)) y = decode(x, layer, mask, activation);
   else if (!small) y = by_plan(x, layer, mask, activation);

@@ -28,7 +28,8 @@ struct ExpertLayer {
 /// x [N, D], mask bool [N, E] -> y [N, M]. The same as expert_matmul with a plan made from the mask; but up to 16
 /// tokens, and experts of less than 64 neurons, make no plan. On the CPU, and on a GPU for one or two tokens, only the
 /// weights of chosen experts are then read (on the CPU, of `down`, only those of neurons that are not 0); else blocks
-/// of neurons run, or all, and what a token has not chosen is masked.
+/// of neurons run, or all, and what a token has not chosen is masked. So it is on the CPU, too, where many tokens
+/// choose nearly half of the experts or more.
 Tensor masked_feed_forward(const Tensor& x, const ExpertLayer& layer, const Tensor& mask, Activation activation,
                            const Tensor& bias = {}, bool residual = false);
 /// What goes into `down` when every token runs all experts, forward only: of token n and neuron s of expert e

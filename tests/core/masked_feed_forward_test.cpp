@@ -73,13 +73,15 @@ struct Case {
   ExpertLayer layer;
   Tensor x, mask, bias;
 
-  Case(const Sizes& sizes, DType dtype) {
+  /// A token has chosen about that share of the experts.
+  Case(const Sizes& sizes, DType dtype, double share) {
     const auto [tokens, experts, width, neurons, outputs] = sizes;
     layer.up = random_tensor({experts, width, neurons}, 1, dtype);
     layer.up_bias = random_tensor({experts, neurons}, 2, dtype);
     layer.down = random_tensor({experts, neurons, outputs}, 3, dtype);
     x = random_tensor({tokens, width}, 4, dtype);
-    mask = random_tensor({tokens, experts}, 5, DType::boolean);
+    mask = ops::affine(random_tensor({tokens, experts}, 5, DType::f64, 0, 1), -1, share);
+    mask = ops::unary(ops::Unary::relu, mask).to(DType::boolean);
     mask.select(0, 0).fill(tokens == 1);                  // no expert; the only token of a case has all
     mask.select(0, tokens - 1).fill(1);                   // all
     if (tokens > 1) mask.select(1, experts - 1).fill(0);  // an expert that nobody has
@@ -121,21 +123,21 @@ const Sizes kSizes[] = {{1, 9, 37, 5, 70},   {2, 9, 33, 4, 130},  {1, 3, 8, 130,
 
 TEST(MaskedFeedForward, EqualsPlainLoopsInAllSizes) {
   for (const Sizes& sizes : kSizes)
-    for (const DType dtype : testing::kFloatingDTypes) {
-      const Case c(sizes, dtype);
-      const Tensor expected = naive(c);
-      EXPECT_CLOSE(c.run(c.layer), expected, 2 * testing::tolerance(dtype))
-          << sizes.tokens << " " << sizes.neurons << " " << dtype;
-      EXPECT_CLOSE(c.run(ops::by_neuron(c.layer)), expected, 2 * testing::tolerance(dtype))
-          << sizes.tokens << " " << sizes.neurons;
-    }
+    for (const double share : {0.25, 0.7})
+      for (const DType dtype : testing::kFloatingDTypes) {
+        const Case c(sizes, dtype, share);
+        const Tensor expected = naive(c);
+        const auto name = ::testing::Message() << sizes.tokens << " tokens, " << sizes.neurons << " neurons, " << share;
+        EXPECT_CLOSE(c.run(c.layer), expected, 2 * testing::tolerance(dtype)) << name;
+        EXPECT_CLOSE(c.run(ops::by_neuron(c.layer)), expected, 2 * testing::tolerance(dtype)) << name;
+      }
 }
 
 TEST(MaskedFeedForward, DoesNotDependOnTheNumberOfThreads) {
   SKIP_ON_GPU("the host's threads do not work there");
   const int threads = omp_get_max_threads();
   for (const Sizes& sizes : {Sizes{1, 60, 256, 24, 700}, Sizes{20, 60, 256, 4, 300}, Sizes{600, 30, 64, 4, 200}}) {
-    const Case c(sizes, DType::f32);
+    const Case c(sizes, DType::f32, 0.25);
     std::vector<std::vector<float>> results;
     for (const int count : {1, 2, 3}) {
       omp_set_num_threads(count);
@@ -150,7 +152,7 @@ TEST(MaskedFeedForward, DoesNotDependOnTheNumberOfThreads) {
 // A token's result is the same whichever tokens come with it.
 TEST(MaskedFeedForward, OfEachTokenAlone) {
   SKIP_ON_GPU("few and many tokens take different ways there");
-  const Case c({40, 12, 64, 24, 64}, DType::f64);
+  const Case c({40, 12, 64, 24, 64}, DType::f64, 0.25);
   const Tensor together = c.run(c.layer);
   for (const std::int64_t n : {0, 1, 17, 39}) {
     Case alone = c;
