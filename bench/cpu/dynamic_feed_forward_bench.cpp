@@ -17,6 +17,8 @@
 namespace switchyard::bench {
 namespace {
 
+constexpr int kTurns = 30;
+
 /// The most neurons up to four times the width that make whole experts.
 std::int64_t hidden_of(std::int64_t width, std::int64_t neurons) { return 4 * width - 4 * width % neurons; }
 
@@ -88,6 +90,7 @@ void DynamicFeedForward(benchmark::State& state) {
 BENCHMARK(DynamicFeedForward)
     ->ArgsProduct({{128, 256, 768}, {4, 24, 128}, {1, 1024}, {10, 25, 100}})
     ->ArgsProduct({{128, 256, 768}, {4, 24, 128}, {8}, {25}})
+    ->Iterations(kTurns)
     ->Unit(benchmark::kMicrosecond)
     ->UseManualTime();
 
@@ -124,6 +127,7 @@ BENCHMARK(DecodeConverted)
     ->ArgsProduct({{128}, {3}, {4, 24, 128}, {25}})
     ->ArgsProduct({{256}, {6}, {4, 24, 128}, {25}})
     ->ArgsProduct({{768}, {12}, {4, 24, 128}, {25}})
+    ->Iterations(kTurns)
     ->Unit(benchmark::kMicrosecond)
     ->UseManualTime();
 
