@@ -146,6 +146,7 @@ struct ByScores {
     __shared__ A scratch[32];
     A* scores = static_cast<A*>(room);
     compute<kValues>(token, experts, scores);
+    if (mode == GateMode::topk) return list_best(experts, scores, list);
     A largest = scores[0], total = 0;
     for (int expert = threadIdx.x; expert < experts; expert += kBlockThreads) {
       largest = Max{}(largest, scores[expert]);
@@ -156,7 +157,6 @@ struct ByScores {
       const A least = largest < 0 ? largest : limit * largest;  // NaN where a score is: then none is below it
       return list_experts(experts, list, [&](int expert) { return !(scores[expert] < least); });
     }
-    if (mode == GateMode::topk) return list_best(experts, scores, list);
     total = block_reduce(total, Add{}, A(0), scratch);
     return list_experts(experts, list, [&](int expert) {
       const A own = scores[expert];
