@@ -176,6 +176,10 @@ TEST_F(ImportedRun, OfAVitNamesImagesThatDoNotSuitIt) {
             "without data: " + (folder_ / "bare/config.json").string() +
                 " is to name the files to train and to validate on in its section \"data\"\n");
   EXPECT_ERROR(open_task(folder_ / "bare", {}, kNobody), "config: data.images: is empty, expected an IDX file");
+  EXPECT_EQ(
+      write_run(fixture("vit"), images, folder_ / "coloured"),
+      "for the C++ API alone: the model sees images of 3 channels, those of IDX files have 1; programs refuse the "
+      "run\n");
   EXPECT_EQ(error("vit", images), "config: model.channels: 3, expected 1: the images of IDX files are grey");
   testing::write_bytes(folder_ / "labels", idx_bytes({2}, "\2\3"));
   EXPECT_EQ(error("vit_grey", images), "classifier: " + (folder_ / "labels").string() +

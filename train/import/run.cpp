@@ -108,6 +108,9 @@ void write_classifier(const HubFolder& folder, const std::vector<std::string>& o
   model->to(dtype_of(config.training.dtype));
   make_text_folder(RunFolder::text_path(out));
   keep_tokenizer(config.data.tokenizer, RunFolder::text_path(out));
+  if (config.model.channels != 1)
+    report("for the C++ API alone: the model sees images of " + std::to_string(config.model.channels) +
+           " channels, those of IDX files have 1; programs refuse the run");
   if (config.data.files.empty() && config.data.images.empty())
     report("without data: " + RunFolder::config_path(out).string() +
            " is to name the files to train and to validate on in its section \"data\"");
