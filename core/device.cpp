@@ -5,13 +5,13 @@
 namespace switchyard {
 namespace {
 
-Device default_device_;
+Device device_of_new_tensors;
 
 }  // namespace
 
-Device default_device() { return default_device_; }
+Device default_device() { return device_of_new_tensors; }
 
-void set_default_device(Device device) { default_device_ = device; }
+void set_default_device(Device device) { device_of_new_tensors = device; }
 
 Device Device::parse(std::string_view text) {
   if (text == "cpu") return cpu();
