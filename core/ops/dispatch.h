@@ -8,6 +8,9 @@
 
 namespace switchyard::ops {
 
+/// The tensor with its elements in C order, as kernels want operands; undefined if it is.
+inline Tensor dense(const Tensor& x) { return x.defined() ? x.contiguous() : x; }
+
 /// What operands take in memory; 0 for those that are no tensors.
 inline double bytes_of(const Tensor& tensor) { return tensor.defined() ? static_cast<double>(tensor.bytes()) : 0; }
 inline double bytes_of(const std::vector<Tensor>& tensors) {

@@ -59,8 +59,6 @@ void check_weight(const char* op, const Tensor& weight, const Tensor& bias, cons
         Shape{plan.experts, weight.size(2)});
 }
 
-Tensor dense(const Tensor& x) { return x.defined() ? x.contiguous() : x; }
-
 /// Weights whose last two axes are a plain or a transposed dense matrix are used in place.
 Tensor matrix_dense(const Tensor& weight) {
   const bool rows = weight.stride(2) == 1 && weight.stride(1) >= weight.size(2);

@@ -51,8 +51,8 @@ Tensor directly(const Tensor& x, const ExpertLayer& layer, const Tensor& mask, A
   if (y.numel() == 0) return y;
   const ProfileScope scope(kOp);
   const Tensor rows = x.contiguous();
-  cpu::masked_feed_forward(rows, by_neuron(layer), mask.contiguous(), activation,
-                           bias.defined() ? bias.contiguous() : bias, residual ? rows : Tensor{}, y);
+  cpu::masked_feed_forward(rows, by_neuron(layer), mask.contiguous(), activation, dense(bias),
+                           residual ? rows : Tensor{}, y);
   return y;
 }
 
@@ -127,7 +127,6 @@ void check_completion(const char* op, const Tensor& x, const ExpertLayer& layer,
 bool is_decoding(const Tensor& x) { return x.device().is_cuda() && x.size(0) <= kDecodedTokens; }
 
 ExpertLayer by_neuron(const ExpertLayer& layer) {
-  const auto dense = [](const Tensor& x) { return x.defined() ? x.contiguous() : x; };
   const auto rows = [](const Tensor& weight) {
     return weight.defined() ? weight.transpose(1, 2).contiguous().transpose(1, 2) : weight;
   };

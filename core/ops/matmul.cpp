@@ -160,8 +160,8 @@ Tensor linear(const Tensor& x, const Tensor& w, const Tensor& bias, std::optiona
   if (out.numel() == 0) return out;
   Tensor flat = x.reshape({rows, x.size(-1)});
   if (!spans(flat.stride(1), flat.stride(0), flat.size(1))) flat = matrix_operand(flat.contiguous());
-  SWITCHYARD_DISPATCH(x.device(), linear, flat, matrix_operand(w), bias.defined() ? bias.contiguous() : bias,
-                      activation, out.view({rows, w.size(0)}));
+  SWITCHYARD_DISPATCH(x.device(), linear, flat, matrix_operand(w), dense(bias), activation,
+                      out.view({rows, w.size(0)}));
   return out;
 }
 

@@ -45,8 +45,6 @@ void check_saved(const char* op, const char* name, const Tensor& saved, const Te
 /// Dense, seen as rows of the last axis; an undefined tensor stays one.
 Tensor rows(const Tensor& x) { return x.defined() ? x.contiguous().view({-1, x.size(-1)}) : x; }
 
-Tensor dense(const Tensor& parameter) { return parameter.defined() ? parameter.contiguous() : parameter; }
-
 /// One number per row: x's shape without its last axis.
 Tensor per_row(const Tensor& x) {
   Shape shape = x.shape();

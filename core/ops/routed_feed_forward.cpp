@@ -30,8 +30,6 @@ void check_operands(const Tensor& x, const ExpertRouter& router, const ExpertLay
   check_gate(router.gate, experts);
 }
 
-Tensor dense(const Tensor& x) { return x.defined() ? x.contiguous() : x; }
-
 Tensor decode(const Tensor& x, const ExpertRouter& router, const ExpertLayer& layer, Activation activation,
               const Tensor& bias, bool residual) {
   const Tensor y = Tensor::empty({x.size(0), layer.output_width()}, x.dtype(), x.device());
